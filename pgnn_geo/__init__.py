@@ -1,0 +1,1 @@
+"""P-GNN: congeneric semantics for weakly supervised segmentation."""
