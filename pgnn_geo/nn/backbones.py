@@ -1,0 +1,299 @@
+r"""Backbone trunks: images in, one feature map at a chosen output stride out."""
+
+from typing import Literal, get_args
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import ResNet101_Weights, VGG16_Weights, WeightsEnum
+from torchvision.models.vgg import make_layers
+
+from pgnn_geo.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    r"""A classification trunk made dense: :obj:`[B, 3, H, W]` to :obj:`[B, C, H / s, W / s]`.
+
+    The network is a list of *stages*; each stage that would take the stride beyond
+    :obj:`output_stride` keeps its resolution and the layers after it are dilated instead (the
+    *à trous* trick of `"DeepLab" <https://arxiv.org/abs/1412.7062>`_), so the weights fit every
+    stride and :meth:`set_output_stride` may change it at any time: train at 16, label at 8.
+
+    Args:
+        stages (nn.ModuleList): The stages, in order.
+        out_channels (int): :math:`C`.
+        mean, std (tuple): Per-channel mean and standard deviation for images in :math:`[0, 1]`.
+        scale (float): Constant by which the output is multiplied, so that features of photos have
+            a root mean square near 1 whatever the range the weights were trained for.
+            (default: :obj:`1.0`)
+
+    Shapes:
+        - **input:** images :math:`(B, 3, H, W)`, RGB in :math:`[0, 1]`
+        - **output:** features :math:`(B, C, \lceil H/s \rceil, \lceil W/s \rceil)`
+    """
+
+    def __init__(
+        self,
+        stages: nn.ModuleList,
+        out_channels: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        scale: float = 1.0,
+    ):
+        super().__init__()
+        self.stages = stages
+        self.out_channels = out_channels
+        self.scale = scale
+        self.frozen_stages = 0
+        self.frozen_norm = False  # pretrained statistics are kept: batches are small
+        self.output_stride = 0
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the feature map of a batch of images in :math:`[0, 1]`."""
+        return self.trunk(self.stem(images))
+
+    def stem(self, images: Tensor) -> Tensor:
+        """Run the normalisation and the frozen stages: what never changes in training."""
+        x = (images - self.mean) / self.std
+        for stage in self.stages[: self.frozen_stages]:
+            x = stage(x)
+        return x
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Run the trained stages on the output of :meth:`stem`."""
+        for stage in self.stages[self.frozen_stages :]:
+            x = stage(x)
+        return x * self.scale
+
+    def set_output_stride(self, output_stride: int) -> "Backbone":
+        """Set strides and dilations, in place.
+
+        Args:
+            output_stride (int): 8, 16 or 32, as far as the backbone has stages for it.
+
+        Raises:
+            InputError: If it is another number.
+        """
+        choices = [stride for stride in (8, 16, 32) if stride <= self.largest_stride]
+        if output_stride not in choices:
+            raise InputError(f"'output_stride' must be one of {choices}, got {output_stride!r}.")
+        self._set_output_stride(output_stride)
+        self.output_stride = output_stride
+        return self
+
+    @property
+    def largest_stride(self) -> int:
+        """The stride when nothing is dilated."""
+        return 2 ** len(self.stages)
+
+    def _set_output_stride(self, output_stride: int) -> None:
+        raise NotImplementedError
+
+    def freeze(self, stages: int) -> "Backbone":
+        """Stop gradients in the first :obj:`stages` stages (0 to :obj:`len(self.stages)`)."""
+        if not 0 <= stages <= len(self.stages):
+            raise InputError(
+                f"'freeze_stages' must lie in 0..{len(self.stages)} for this backbone, got {stages}."
+            )
+        for i, stage in enumerate(self.stages):
+            stage.requires_grad_(i >= stages)
+        self.frozen_stages = stages
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Set the training mode; frozen stages and pretrained batch norms keep their statistics."""
+        super().train(mode)
+        for stage in self.stages[: self.frozen_stages]:
+            stage.eval()
+        for module in self.modules():
+            if self.frozen_norm and isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+
+class VGGBackbone(Backbone):
+    """A VGG up to its last ReLU: stages of convolutions, a pooling layer before each but the first.
+
+    Args:
+        features (nn.Sequential): A torchvision VGG's :obj:`features`, ending in a pooling layer.
+        **kwargs: See :class:`Backbone`.
+    """
+
+    def __init__(self, features: nn.Sequential, **kwargs):
+        stages, stage = nn.ModuleList(), nn.Sequential()
+        for layer in features:
+            if isinstance(layer, nn.MaxPool2d):  # a pool opens the next stage; the last is unused
+                stages.append(stage)
+                stage = nn.Sequential()
+            stage.append(layer)
+        widths = [layer.out_channels for layer in features if isinstance(layer, nn.Conv2d)]
+        super().__init__(stages, out_channels=widths[-1], **kwargs)
+        self.final_pool = nn.MaxPool2d(2, 2, ceil_mode=True)
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """Run the trained stages; at the largest stride the last pooling layer follows."""
+        features = super().trunk(x)
+        whole = self.output_stride == self.largest_stride
+        return self.final_pool(features) if whole else features
+
+    def _set_output_stride(self, output_stride: int) -> None:
+        stride, dilation = 1, 1
+        for stage in self.stages:
+            for layer in stage:
+                if isinstance(layer, nn.MaxPool2d):
+                    if stride < output_stride:
+                        stride *= 2
+                        layer.kernel_size, layer.stride, layer.padding = 2, 2, 0
+                        layer.ceil_mode = True
+                    else:  # keep the resolution; 3 x 3 stays centred where 2 x 2 would shift
+                        dilation *= 2
+                        layer.kernel_size, layer.stride, layer.padding = 3, 1, 1
+                        layer.ceil_mode = False
+                elif isinstance(layer, nn.Conv2d):
+                    layer.dilation = layer.padding = (dilation, dilation)
+
+
+class ResNetBackbone(Backbone):
+    """A ResNet up to layer4: its stem and four residual stages.
+
+    Args:
+        resnet (torchvision.models.ResNet): A network of bottleneck blocks.
+        **kwargs: See :class:`Backbone`.
+    """
+
+    def __init__(self, resnet: torchvision.models.ResNet, **kwargs):
+        stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
+        stages = nn.ModuleList([stem, resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4])
+        super().__init__(stages, out_channels=resnet.fc.in_features, **kwargs)
+
+    def _set_output_stride(self, output_stride: int) -> None:
+        stride, dilation = 4, 1  # after the stem
+        for stage, stage_stride in zip(list(self.stages)[1:], (1, 2, 2, 2), strict=True):
+            first_dilation = dilation
+            if stage_stride > 1 and stride >= output_stride:
+                dilation, stage_stride = dilation * stage_stride, 1
+            stride *= stage_stride
+            for i, block in enumerate(stage):
+                d = first_dilation if i == 0 else dilation  # as torchvision's own dilation
+                block.conv2.dilation = block.conv2.padding = (d, d)
+                block.conv2.stride = (stage_stride, stage_stride) if i == 0 else (1, 1)
+                if i == 0 and block.downsample is not None:
+                    block.downsample[0].stride = (stage_stride, stage_stride)
+
+
+#: The weights that ``weights="DEFAULT"`` stands for. VGG-16: the Caffe weights that the
+#: segmentation literature fine-tunes (only the ``features`` are used, and only they are stored).
+DEFAULT_WEIGHTS: dict[str, WeightsEnum] = {
+    "vgg16": VGG16_Weights.IMAGENET1K_FEATURES,
+    "resnet101": ResNet101_Weights.DEFAULT,
+}
+#: Features of photographs are brought to a root mean square near 1; the Caffe weights take
+#: 0..255 pixel values and answer with several hundred.
+FEATURE_SCALES: dict[WeightsEnum, float] = {VGG16_Weights.IMAGENET1K_FEATURES: 1 / 20}
+
+#: A narrow VGG with batch norm that learns from scratch in a minute on a CPU: for the embedded
+#: data set and for tests.
+TINY_LAYERS: list[int | str] = [16, "M", 32, "M", 64, 64, "M", 128, 128, "M"]
+
+BackboneName = Literal["vgg16", "resnet101", "vgg_tiny"]
+
+
+def resolve_weights(name: str, weights: str | None) -> WeightsEnum | None:
+    """Return the torchvision weights object that :obj:`weights` names.
+
+    Args:
+        name (str): :obj:`"vgg16"`, :obj:`"resnet101"` or :obj:`"vgg_tiny"` (which has none).
+        weights (str, optional): :obj:`"DEFAULT"` (see :obj:`DEFAULT_WEIGHTS`), a name of
+            torchvision's own weights enumeration such as :obj:`"IMAGENET1K_V1"`, or :obj:`None`
+            for random initialisation.
+
+    Raises:
+        InputError: If the backbone or the weights are unknown.
+    """
+    if name not in get_args(BackboneName):
+        raise InputError(f"'backbone' must be one of {get_args(BackboneName)}, got {name!r}.")
+    if weights is None:
+        return None
+    if name not in DEFAULT_WEIGHTS:
+        raise InputError(f"Backbone {name!r} has no pretrained weights; pass weights=None.")
+    if weights == "DEFAULT":
+        return DEFAULT_WEIGHTS[name]
+    choices = torchvision.models.get_model_weights(name)
+    if weights not in choices.__members__:
+        raise InputError(
+            f"'weights' for {name} must be 'DEFAULT', None or one of "
+            f"{sorted(choices.__members__)}, got {weights!r}."
+        )
+    return choices[weights]
+
+
+def build_backbone(
+    name: BackboneName = "vgg16",
+    weights: str | None = "DEFAULT",
+    output_stride: int = 16,
+    freeze_stages: int = 0,
+) -> Backbone:
+    """Build a trunk whose weights come from torchvision.
+
+    Args:
+        name (str): :obj:`"vgg16"` (512 channels), :obj:`"resnet101"` (2048) or :obj:`"vgg_tiny"`
+            (128, without pretrained weights). (default: :obj:`"vgg16"`)
+        weights (str, optional): See :func:`resolve_weights`. (default: :obj:`"DEFAULT"`)
+        output_stride (int): 8, 16 or 32 (not 32 for :obj:`"vgg_tiny"`). (default: :obj:`16`)
+        freeze_stages (int): Number of leading stages that are not trained. (default: :obj:`0`)
+
+    Raises:
+        InputError: If an argument is unknown, or the weights are neither cached nor downloadable.
+    """
+    entry = resolve_weights(name, weights)
+    preset = entry.transforms() if entry is not None else None
+    kwargs = {
+        "mean": tuple(preset.mean) if preset else IMAGENET_MEAN,
+        "std": tuple(preset.std) if preset else IMAGENET_STD,
+        "scale": FEATURE_SCALES.get(entry, 1.0) if entry is not None else 1.0,
+    }
+    state = None if entry is None else load_weights(entry)
+    backbone: Backbone
+    if name == "vgg_tiny":
+        layers = make_layers(TINY_LAYERS, batch_norm=True)
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        backbone = VGGBackbone(layers, **kwargs)
+    elif name == "vgg16":
+        features = torchvision.models.vgg16(init_weights=state is None).features
+        if state is not None:  # the classifier is not used; some weight files do not even hold it
+            prefix = "features."
+            features.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
+        backbone = VGGBackbone(features, **kwargs)
+    else:
+        resnet = torchvision.models.resnet101()
+        if state is not None:
+            resnet.load_state_dict(state)
+        backbone = ResNetBackbone(resnet, **kwargs)
+    backbone.frozen_norm = state is not None
+    return backbone.set_output_stride(output_stride).freeze(freeze_stages)
+
+
+def load_weights(entry: WeightsEnum) -> dict[str, Tensor]:
+    """Return the state dict of torchvision weights, from ``TORCH_HOME`` or the network.
+
+    Raises:
+        InputError: If the file is not in the cache and cannot be downloaded, or is damaged.
+    """
+    try:
+        return dict(entry.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; a bad hash a RuntimeError
+        filename = entry.url.rsplit("/", 1)[-1]
+        raise InputError(
+            f"Pretrained weights {entry} could not be loaded ({error}). Put the file {filename!r} "
+            f"into {torch.hub.get_dir()}/checkpoints (set TORCH_HOME to choose the folder), connect "
+            "to the network, or pass weights=None to start from random weights."
+        ) from error
