@@ -1,0 +1,68 @@
+"""Where the patches of a group lie on its feature maps."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GroupGeometry:
+    r"""What :func:`~pgnn_geo.graph.stitch` has to know of a group, kept on the host.
+
+    It is no tuple on purpose: PyG takes a sequence as long as the graph has nodes for a node
+    attribute.
+
+    Args:
+        num_images (int): Images in the group, those without any node included.
+        height (int): Height of the feature maps.
+        width (int): Width of the feature maps.
+        grid (int): Cells per side, or 0 if the patches are boxes.
+        background (bool): Whether the last node of each image is its background node.
+    """
+
+    num_images: int
+    height: int
+    width: int
+    grid: int
+    background: bool
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """Height and width of a grid cell."""
+        return -(-self.height // self.grid), -(-self.width // self.grid)
+
+    @property
+    def padding(self) -> tuple[int, int, int, int]:
+        """Left, right, top and bottom padding that makes the map a multiple of the grid."""
+        (ph, pw), s = self.cell, self.grid
+        dh, dw = ph * s - self.height, pw * s - self.width
+        # Split evenly: one-sided padding would fill whole cells on far more sizes.
+        return dw // 2, dw - dw // 2, dh // 2, dh - dh // 2
+
+
+def box_pixels(boxes: Tensor, image: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    r"""Lists the pixels that each box covers, that is, overlaps.
+
+    Args:
+        boxes (torch.Tensor): Boxes inside the image, xyxy.
+        image (torch.Tensor): The image of each box.
+        height (int): Height of the images.
+        width (int): Width of the images.
+
+    Shapes:
+        - **boxes:** :math:`(k, 4)`
+        - **image:** :math:`(k)`
+        - **output:** box :math:`(P)` and pixel :math:`(P)` of each pair; pixels are numbered over
+          :math:`(B, h, w)`
+    """
+    x1, y1 = boxes[:, :2].floor().long().unbind(1)
+    x2, y2 = boxes[:, 2:].ceil().long().unbind(1)
+    columns = x2 - x1
+    count = columns * (y2 - y1)
+    box = torch.repeat_interleave(count)
+    nth = torch.arange(len(box), device=box.device) - (count.cumsum(0) - count)[box]
+    row = nth.div(columns[box], rounding_mode="floor")
+    # One gather for what depends on the box alone.
+    start = image * (height * width) + y1 * width + x1
+    return box, start[box] + row * width + (nth - row * columns[box])
