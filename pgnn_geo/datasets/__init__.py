@@ -1,0 +1,32 @@
+"""Tagged photos: VOC 2012, any folder with a CSV, an embedded set; transforms; groups."""
+
+from pgnn_geo.datasets.base import Item, TaggedDataset
+from pgnn_geo.datasets.folder import TaggedFolder
+from pgnn_geo.datasets.groups import (
+    ClassGroupSampler,
+    Groups,
+    collate_groups,
+    partner_groups,
+)
+from pgnn_geo.datasets.labels import VOC_CLASSES, select_classes
+from pgnn_geo.datasets.shapes import SHAPES_CLASSES, Shapes
+from pgnn_geo.datasets.transforms import EvalTransform, SquareTransform, TrainTransform
+from pgnn_geo.datasets.voc import VOC2012
+
+__all__ = [
+    "SHAPES_CLASSES",
+    "VOC2012",
+    "VOC_CLASSES",
+    "ClassGroupSampler",
+    "EvalTransform",
+    "Groups",
+    "Item",
+    "Shapes",
+    "SquareTransform",
+    "TaggedDataset",
+    "TaggedFolder",
+    "TrainTransform",
+    "collate_groups",
+    "partner_groups",
+    "select_classes",
+]

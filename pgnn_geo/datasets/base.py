@@ -1,0 +1,198 @@
+"""What every data set of tagged photos shares: items, and one check of all files."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from pgnn_geo.datasets.labels import first_of
+from pgnn_geo.errors import InputError
+from pgnn_geo.masks import IGNORE, load_mask
+
+Item = dict[str, Any]
+Transform = Callable[[Item], Item]
+
+_PHOTO_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+_EXIF_ORIENTATION = 0x0112
+
+
+class TaggedDataset(Dataset[Item]):
+    r"""Photos with image-level tags, and masks for measuring where there are some.
+
+    An item is a dictionary: :obj:`image` (:math:`(3, H, W)`, uint8 before transforms),
+    :obj:`tags` (:math:`(K)`, absent if the split has none), :obj:`mask` (:math:`(H, W)`, uint8;
+    0 background, 1..K, 255 ignore; only if asked for), :obj:`image_id`, :obj:`index`,
+    :obj:`size` (:math:`(H, W)` of the photo), and what the transforms show of it: :obj:`crop`
+    (:math:`x_1, y_1, x_2, y_2` in pixels of the photo) and :obj:`flip`.
+
+    Args:
+        image_ids (sequence of str): :math:`M` unique names.
+        images (sequence of Path): :math:`M` JPEG or PNG files.
+        classes (sequence of str): :math:`K` foreground classes.
+        tags (Tensor, optional): Multi-hot tags of shape :math:`(M, K)`.
+        masks (sequence of Path, optional): :math:`M` palette or grey PNG files; read only if given.
+        mask_labels (sequence of int, optional): Label in the files that means each class, by
+            default 1..K.
+        num_labels (int, optional): Foreground labels that the files may hold, by default
+            :math:`K`; those of no class become 255.
+        upright (bool): Turn photos as their EXIF orientation says.
+        transform (callable, optional): Maps an item to an item.
+
+    Raises:
+        InputError: If the arguments do not fit together. From an item: if its photo or mask
+            cannot be used.
+    """
+
+    def __init__(
+        self,
+        image_ids: Sequence[str],
+        images: Sequence[Path],
+        classes: Sequence[str],
+        tags: Tensor | None,
+        masks: Sequence[Path] | None = None,
+        mask_labels: Sequence[int] | None = None,
+        num_labels: int | None = None,
+        upright: bool = False,
+        transform: Transform | None = None,
+    ) -> None:
+        self.image_ids = list(image_ids)
+        self.classes = tuple(classes)
+        self.tags = tags
+        self.transform = transform
+        self._images = list(images)
+        self._masks = None if masks is None else list(masks)
+        self._upright = upright
+        count, shape = len(self.image_ids), None if tags is None else tuple(tags.shape)
+        if shape not in (None, (count, len(self.classes))):
+            raise InputError(f"tags: shape {shape}, want {(count, len(self.classes))}")
+        if {len(self._images), len(self._masks or self._images)} - {count}:
+            raise InputError(f"images and masks must number {count}, as the image ids do")
+        labels = range(1, len(self.classes) + 1) if mask_labels is None else mask_labels
+        num_labels = len(self.classes) if num_labels is None else num_labels
+        if masks is not None and num_labels >= IGNORE:
+            raise InputError(f"masks can tell at most {IGNORE - 1} classes, got {num_labels}")
+        self._table = _label_table(labels if masks is not None else (), num_labels)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __repr__(self) -> str:
+        return f"{self.__class__.__name__}({len(self)}, classes={len(self.classes)})"
+
+    def image_path(self, index: int) -> Path:
+        """The photo's file."""
+        return self._images[index]
+
+    def mask_path(self, index: int) -> Path | None:
+        """The mask's file, :obj:`None` if masks were not asked for."""
+        return None if self._masks is None else self._masks[index]
+
+    def __getitem__(self, index: int) -> Item:
+        image = tv_tensors.Image(self._load_photo(self._images[index]))
+        height, width = image.shape[-2:]
+        item: Item = {
+            "image": image,
+            "image_id": self.image_ids[index],
+            "index": index,
+            "crop": torch.tensor([0, 0, width, height], dtype=torch.float),
+            "flip": False,
+            "size": torch.tensor([height, width]),
+        }
+        if self.tags is not None:
+            item["tags"] = self.tags[index]
+        if self._masks is not None:
+            path = self._masks[index]
+            mask = load_mask(path).numpy()
+            if problem := self._mask_problem(mask, (height, width)):
+                raise InputError(f"mask '{path}' {problem}")
+            labels = self._table[mask].astype(np.uint8)
+            item["mask"] = tv_tensors.Mask(torch.from_numpy(labels))
+        return item if self.transform is None else self.transform(item)
+
+    def check(self, decode: bool = True) -> list[str]:
+        """Look for everything that would stop a run: all problems, one line each.
+
+        Missing, foreign and (if decoded) truncated photos, photos without a tag, and masks that
+        are missing, of another mode or size, or hold labels of no class.
+
+        Args:
+            decode (bool): Decode every photo; otherwise only read its header.
+        """
+        with ThreadPoolExecutor() as pool:
+            found = pool.map(partial(self._problems, decode=decode), range(len(self)))
+            return [problem for problems in found for problem in problems]
+
+    def validate(self, decode: bool = True) -> None:
+        """Raise one :class:`InputError` for all that :meth:`check` finds."""
+        if problems := self.check(decode):
+            raise InputError(
+                f"{len(problems)} problem(s) in {self!r}:\n  " + "\n  ".join(problems[:20])
+            )
+
+    def _load_photo(self, path: Path) -> Tensor:
+        try:
+            with Image.open(path, formats=("JPEG", "PNG")) as image:
+                if self._upright:
+                    ImageOps.exif_transpose(image, in_place=True)
+                return F.pil_to_tensor(image.convert("RGB"))
+        except FileNotFoundError as error:
+            raise InputError(f"photo '{path}' does not exist") from error
+        except _PHOTO_ERRORS as error:
+            raise InputError(f"photo '{path}' cannot be decoded: {error}") from error
+
+    def _mask_problem(self, mask: NDArray[np.uint8], size: tuple[int, int]) -> str | None:
+        if mask.shape != size:
+            return f"is {mask.shape[1]} x {mask.shape[0]}, its photo {size[1]} x {size[0]}"
+        wrong = self._table[mask] < 0
+        if wrong.any():
+            labels = first_of(map(str, np.unique(mask[wrong])))
+            return f"has labels {labels}, want 0..{(self._table >= 0).sum() - 2} or {IGNORE}"
+        return None
+
+    def _problems(self, index: int, decode: bool) -> list[str]:
+        problems, size = [], None
+        path = self._images[index]
+        if self.tags is not None and not self.tags[index].any():
+            problems.append(f"image {self.image_ids[index]} has no tags")
+        try:
+            with Image.open(path, formats=("JPEG", "PNG")) as image:
+                size = image.height, image.width
+                if self._upright and image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
+                    size = size[::-1]
+                if decode:
+                    # An eighth of the size: all of the file is still read, so that a missing
+                    # end shows, but most of the arithmetic is left out.
+                    image.draft(None, (1, 1))
+                    image.load()
+        except FileNotFoundError:
+            problems.append(f"photo '{path}' does not exist")
+        except _PHOTO_ERRORS as error:
+            problems.append(f"photo '{path}' cannot be decoded: {error}")
+        if self._masks is not None:
+            try:
+                mask = load_mask(self._masks[index]).numpy()
+            except InputError as error:
+                problems.append(str(error))
+            else:
+                if problem := self._mask_problem(mask, size or mask.shape):
+                    problems.append(f"mask '{self._masks[index]}' {problem}")
+        return problems
+
+
+def _label_table(mask_labels: Sequence[int], num_labels: int) -> NDArray[np.int16]:
+    """The new label of each label in a file; -1 where a file must not hold it."""
+    table = np.full(256, -1, dtype=np.int16)
+    table[1 : num_labels + 1] = IGNORE
+    table[[0, IGNORE]] = 0, IGNORE
+    table[np.array(mask_labels, dtype=int)] = np.arange(1, len(mask_labels) + 1)
+    return table

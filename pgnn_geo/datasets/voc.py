@@ -1,0 +1,180 @@
+"""PASCAL VOC 2012 segmentation, SBD's augmented split included."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+from torchvision.datasets import VOCSegmentation
+
+from pgnn_geo.datasets.base import TaggedDataset, Transform
+from pgnn_geo.datasets.labels import (
+    VOC_CLASSES,
+    first_of,
+    multi_hot,
+    read_tag_csv,
+    read_tag_masks,
+    read_tag_xml,
+    select_classes,
+)
+from pgnn_geo.errors import InputError
+
+_AUGMENTED = ("train_aug", "trainaug")
+
+
+class VOC2012(TaggedDataset):
+    r"""`PASCAL VOC 2012 <http://host.robots.ox.ac.uk/pascal/VOC/voc2012/>`_ photos and tags.
+
+    Reads the standard layout: :obj:`JPEGImages`, :obj:`ImageSets/Segmentation/SPLIT.txt`, and
+    :obj:`Annotations`, :obj:`image_labels.csv` or :obj:`SegmentationClass` for the tags. A
+    :obj:`classes.txt` beside them (one name a line, label 1 first) replaces VOC's class names.
+    Photos are taken as stored, whatever their EXIF orientation: VOC's masks were drawn that way.
+
+    Args:
+        root (str or PathLike): The VOC2012 folder, VOCdevkit, or the folder that holds VOCdevkit.
+        split (str): :obj:`"train"`, :obj:`"val"`, :obj:`"trainval"`, :obj:`"train_aug"` (also
+            :obj:`"trainaug"`; the SBD masks in :obj:`SegmentationClassAug` or
+            :obj:`SegmentationClass`), or :obj:`"test"`, which has no masks, and tags only if a
+            CSV is named.
+        classes (sequence of str or str, optional): Restrict the task to these: only images with
+            at least one of them are kept, they become the labels 1..K in the order given, and
+            other foreground becomes 255 in masks.
+        tags (str or PathLike): :obj:`"annotations"` (object names of the XML files, *difficult*
+            ones included), :obj:`"csv"` (:obj:`image_labels.csv`), :obj:`"masks"` (classes with a
+            pixel), the path of a CSV, or :obj:`"auto"`: the first of the three that the folder
+            has. :attr:`tag_source` says which it was. The sources agree on VOC's own masks; SBD's
+            leave out some tagged objects.
+        with_masks (bool): Put masks into the items (for measuring only).
+        transform (callable, optional): Maps an item to an item.
+        download (bool): Have :class:`torchvision.datasets.VOCSegmentation` download and unpack
+            VOC 2012 into :obj:`root` if it is not there. SBD is not part of it.
+
+    Raises:
+        InputError: If :obj:`root` is not VOC, the split or a class is unknown, or the tags do not
+            cover the split.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        split: str,
+        classes: Sequence[str] | str | None = None,
+        tags: str | os.PathLike[str] = "auto",
+        with_masks: bool = False,
+        transform: Transform | None = None,
+        download: bool = False,
+    ) -> None:
+        self.root = _find_root(Path(root), download)
+        self.split = split
+        names = self.root / "classes.txt"
+        catalogue = tuple(names.read_text().split()) if names.is_file() else VOC_CLASSES
+        chosen = select_classes(classes, catalogue)
+        columns = [catalogue.index(name) for name in chosen]
+
+        image_ids = _read_split(self.root, split)
+        if with_masks and split == "test":
+            raise InputError("with_masks: the test split has no masks")
+        masks = [self._mask_file(image_id) for image_id in image_ids]
+        self.tag_source, hot = self._read_tags(tags, image_ids, masks, catalogue)
+        if hot is not None:
+            hot = hot[:, columns]
+            if classes is not None:
+                keep = hot.any(dim=1).nonzero().flatten().tolist()
+                image_ids, masks = [image_ids[i] for i in keep], [masks[i] for i in keep]
+                hot = hot[keep]
+            if not image_ids:
+                raise InputError(f"'{self.root}': no image of '{split}' has any of {chosen}")
+        super().__init__(
+            image_ids,
+            [self.root / "JPEGImages" / f"{image_id}.jpg" for image_id in image_ids],
+            chosen,
+            hot,
+            masks=masks if with_masks else None,
+            mask_labels=[column + 1 for column in columns],
+            num_labels=len(catalogue),
+            transform=transform,
+        )
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether the folder holds masks of the split, to measure against."""
+        return self.split != "test" and self._mask_file(self.image_ids[0]).is_file()
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.__class__.__name__}({len(self)}, split={self.split!r}, "
+            f"classes={len(self.classes)}, tag_source={self.tag_source!r})"
+        )
+
+    def _mask_file(self, image_id: str) -> Path:
+        augmented = self.root / "SegmentationClassAug" / f"{image_id}.png"
+        if self.split in _AUGMENTED and augmented.is_file():
+            return augmented
+        return self.root / "SegmentationClass" / f"{image_id}.png"
+
+    def _read_tags(
+        self,
+        tags: str | os.PathLike[str],
+        image_ids: list[str],
+        masks: list[Path],
+        catalogue: Sequence[str],
+    ) -> tuple[str | None, Tensor | None]:
+        folder, table = self.root / "Annotations", self.root / "image_labels.csv"
+        source = os.fspath(tags)
+        if source == "auto":
+            if self.split == "test":
+                return None, None
+            source = "annotations" if folder.is_dir() else "csv" if table.is_file() else "masks"
+        if source == "annotations":
+            found, where = read_tag_xml(folder, image_ids), folder
+        elif source == "masks":
+            found = read_tag_masks(dict(zip(image_ids, masks, strict=True)), catalogue)
+            where = self.root / "SegmentationClass"
+        else:
+            where = table if source == "csv" else Path(source)
+            if not where.is_file():
+                raise InputError(
+                    f"tags: no CSV '{where}'; want 'auto', 'annotations', 'csv', 'masks' or a file"
+                )
+            found, source = read_tag_csv(where), "csv"
+        return source, multi_hot(found, image_ids, catalogue, f"'{where}'")
+
+
+def _find_root(root: Path, download: bool) -> Path:
+    candidates = (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012")
+
+    def find() -> Path | None:
+        needed = ("JPEGImages", "ImageSets/Segmentation")
+        return next((c for c in candidates if all((c / n).is_dir() for n in needed)), None)
+
+    found = find()
+    if found is None and download:
+        VOCSegmentation(os.fspath(root), year="2012", image_set="trainval", download=True)
+        found = find()
+    if found is None:
+        looked = ", ".join(f"'{candidate}'" for candidate in candidates)
+        raise InputError(
+            f"root '{root}' is not VOC: looked for the folders JPEGImages and "
+            f"ImageSets/Segmentation in {looked}"
+        )
+    return found
+
+
+def _read_split(root: Path, split: str) -> list[str]:
+    folder = root / "ImageSets" / "Segmentation"
+    names = _AUGMENTED if split in _AUGMENTED else (split,)
+    path = next((p for n in names if (p := folder / f"{n}.txt").is_file()), None)
+    if path is None:
+        raise InputError(
+            f"split {split!r}: no '{folder / names[0]}.txt'; "
+            f"there are: {', '.join(sorted(p.stem for p in folder.glob('*.txt')))}"
+        )
+    # Lists of SBD also come as '/JPEGImages/ID.jpg /SegmentationClassAug/ID.png'.
+    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+    image_ids = [words[0].rsplit("/", 1)[-1].removesuffix(".jpg") for words in lines]
+    if not image_ids:
+        raise InputError(f"'{path}' names no image")
+    if twice := [i for i, count in Counter(image_ids).items() if count > 1]:
+        raise InputError(f"'{path}': images named more than once: {first_of(twice)}")
+    return image_ids
