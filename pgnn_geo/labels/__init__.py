@@ -1,0 +1,22 @@
+"""From attention maps to pseudo-labels."""
+
+from pgnn_geo.labels.attention_maps import MapConfig, attention_maps
+from pgnn_geo.labels.attention_store import AttentionStore
+from pgnn_geo.labels.export import read_coco, write_coco, write_voc_submission
+from pgnn_geo.labels.mutual import mutual_complement
+from pgnn_geo.labels.refine import DenseCRF, PixelAdaptiveRefinement
+from pgnn_geo.labels.seeds import background_score, seeds
+
+__all__ = [
+    "AttentionStore",
+    "DenseCRF",
+    "MapConfig",
+    "PixelAdaptiveRefinement",
+    "attention_maps",
+    "background_score",
+    "mutual_complement",
+    "read_coco",
+    "seeds",
+    "write_coco",
+    "write_voc_submission",
+]

@@ -1,0 +1,167 @@
+r"""DeepLab-v2: the segmentation network of stage 2, on the trunks of stage 1."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pgnn_geo.errors import InputError
+from pgnn_geo.nn.backbones import BackboneName, VGGBackbone, build_backbone
+
+HeadName = Literal["aspp", "largefov"]
+
+#: Dilations of the 3 x 3 convolutions that each head sums over.
+HEAD_DILATIONS: dict[HeadName, tuple[int, ...]] = {"aspp": (6, 12, 18, 24), "largefov": (12,)}
+
+
+class DilatedHead(nn.Module):
+    r"""Atrous spatial pyramid pooling: the sum of parallel dilated 3 x 3 convolutions.
+
+    One branch is the *LargeFOV* head.
+
+    Args:
+        in_channels (int): Channels of the features.
+        out_channels (int): Labels.
+        dilations (sequence of int): One branch each.
+        hidden_channels (int, optional): Width of the two hidden layers of each branch (fc6 and fc7
+            of VGG made convolutions, with dropout); without them a branch is one convolution, as
+            on ResNet. (default: :obj:`None`)
+
+    Shapes:
+        - **input:** features :math:`(B, C, h, w)`
+        - **output:** logits :math:`(B, \mathrm{out}, h, w)`
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        dilations: Sequence[int],
+        hidden_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList()
+        for dilation in dilations:
+            width = hidden_channels or out_channels
+            branch = nn.Sequential(
+                nn.Conv2d(in_channels, width, 3, padding=dilation, dilation=dilation)
+            )
+            if hidden_channels is not None:
+                branch.extend([nn.ReLU(inplace=True), nn.Dropout(0.5)])
+                branch.extend([nn.Conv2d(width, width, 1), nn.ReLU(inplace=True)])
+                branch.extend([nn.Dropout(0.5), nn.Conv2d(width, out_channels, 1)])
+            self.branches.append(branch)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw hidden layers by He's rule and classifiers with standard deviation 0.01."""
+        for branch in self.branches:
+            *hidden, classifier = (weight for weight in branch.parameters() if weight.dim() == 4)
+            for weight in hidden:
+                nn.init.kaiming_normal_(weight, nonlinearity="relu")
+            nn.init.normal_(classifier, std=0.01)
+            for bias in (weight for weight in branch.parameters() if weight.dim() == 1):
+                nn.init.zeros_(bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return the logits at the resolution of the features."""
+        logits = self.branches[0](features)
+        for branch in self.branches[1:]:
+            logits = logits + branch(features)
+        return logits
+
+
+class DeepLabV2(nn.Module):
+    r"""`"DeepLab-v2" <https://arxiv.org/abs/1606.00915>`_ with an ASPP or LargeFOV head.
+
+    Batch norms of a pretrained backbone are frozen, statistics and weights. On a VGG each branch of
+    the head has the two hidden layers of the classifier (DeepLab-ASPP-L), on ResNet none.
+
+    Args:
+        backbone (str): See :func:`~pgnn_geo.nn.backbones.build_backbone`.
+            (default: :obj:`"vgg16"`)
+        num_classes (int): Foreground classes :math:`K`. (default: :obj:`20`)
+        head (str): :obj:`"aspp"` or :obj:`"largefov"`. (default: :obj:`"aspp"`)
+        dilations (sequence of int, optional): Of the head; by default 6, 12, 18, 24 for ASPP and
+            12 for LargeFOV, which fit output stride 8. (default: :obj:`None`)
+        hidden_channels (int): Width of the hidden layers on a VGG. (default: :obj:`1024`)
+        weights (str, optional): Pretrained weights of the backbone, see
+            :func:`~pgnn_geo.nn.backbones.resolve_weights`. (default: :obj:`"DEFAULT"`)
+        output_stride (int): 8, 16 or 32. (default: :obj:`8`)
+        freeze_stages (int): Leading backbone stages that are not trained. (default: :obj:`0`)
+
+    Shapes:
+        - **input:** images :math:`(B, 3, H, W)`, RGB in :math:`[0, 1]`
+        - **output:** logits :math:`(B, K+1, h, w)`, the first the background's
+
+    Raises:
+        InputError: If the backbone, the head or the dilations are unknown.
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneName = "vgg16",
+        num_classes: int = 20,
+        head: HeadName = "aspp",
+        dilations: Sequence[int] | None = None,
+        hidden_channels: int = 1024,
+        weights: str | None = "DEFAULT",
+        output_stride: int = 8,
+        freeze_stages: int = 0,
+    ) -> None:
+        super().__init__()
+        if head not in HEAD_DILATIONS:
+            raise InputError(f"'head' must be one of {sorted(HEAD_DILATIONS)}, got {head!r}.")
+        dilations = HEAD_DILATIONS[head] if dilations is None else tuple(dilations)
+        if not dilations or min(dilations) < 1 or (head == "largefov" and len(dilations) > 1):
+            raise InputError(
+                f"'dilations' of the {head} head must be "
+                f"{'one number' if head == 'largefov' else 'numbers'} of at least 1, "
+                f"got {dilations}."
+            )
+        self.num_classes = num_classes
+        self.backbone = build_backbone(backbone, weights, output_stride, freeze_stages)
+        for module in self.backbone.modules():
+            if self.backbone.frozen_norm and isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
+        hidden = hidden_channels if isinstance(self.backbone, VGGBackbone) else None
+        self.head = DilatedHead(self.backbone.out_channels, num_classes + 1, dilations, hidden)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits at the backbone's output stride."""
+        return self.head(self.backbone(images))
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """Label probabilities :math:`(B, K+1, H, W)`; call :meth:`eval` first.
+
+        Args:
+            images (Tensor): Photographs.
+            size (sequence of int, optional): Height and width of the result, by default those of
+                the images. (default: :obj:`None`)
+        """
+        return upsample_logits(self(images), size or images.shape[-2:]).softmax(dim=1)
+
+    def parameter_groups(self, lr: float, head_factor: float = 10.0) -> list[dict[str, Any]]:
+        """Trainable parameters for an optimizer, the head's with a larger rate.
+
+        Args:
+            lr (float): Rate of the backbone.
+            head_factor (float): Multiple of it for the head. (default: :obj:`10.0`)
+        """
+        rates = {"backbone": lr, "head": lr * head_factor}
+        groups: list[dict[str, Any]] = []
+        for name, rate in rates.items():
+            part = self.get_submodule(name)
+            weights = [weight for weight in part.parameters() if weight.requires_grad]
+            if weights:
+                groups.append({"name": name, "params": weights, "lr": rate})
+        return groups
+
+
+def upsample_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
+    """Resize logits :math:`(B, L, h, w)` bilinearly to :obj:`size`, in float32 or better."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float))
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)

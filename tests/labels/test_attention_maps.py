@@ -1,0 +1,98 @@
+import copy
+
+import pytest
+import torch
+
+from pgnn_geo.datasets import Shapes, SquareTransform
+from pgnn_geo.errors import InputError
+from pgnn_geo.labels.attention_maps import MapConfig, attention_maps
+from pgnn_geo.labels.features import View, stem_bank
+from pgnn_geo.nn import PGNN, normalize_attention
+
+CONFIG = MapConfig(size=64, flip=False)
+
+
+@pytest.fixture(scope="module")
+def shapes(shapes_root):
+    return Shapes(shapes_root, "val", num_images=(20, 10), size=64)
+
+
+def tiny(layers, **options):
+    torch.manual_seed(0)
+    model = PGNN("vgg_tiny", 5, weights=None, output_stride=8, heads=4, layers=layers, **options)
+    for block in model.blocks:
+        torch.nn.init.normal_(block.attention.lin_out.weight, std=0.1)
+    return model.eval()
+
+
+def photos(dataset, size=64):
+    square = SquareTransform(size)
+    return torch.stack([square(dataset[i])["image"].as_subclass(torch.Tensor) for i in range(10)])
+
+
+def test_without_a_graph_it_is_the_cam(shapes):
+    model = tiny(layers=0)
+    maps = attention_maps(model, shapes, CONFIG)
+    expected = model(photos(shapes)).attention
+    for i, tags in enumerate(shapes.tags.bool()):
+        # half precision on disk in between
+        torch.testing.assert_close(maps[i], expected[i][tags], rtol=5e-3, atol=5e-3)
+
+
+def test_views_are_summed_and_turned_back(shapes):
+    model = tiny(layers=0)
+    maps = attention_maps(model, shapes, MapConfig(size=64, scales=(1.0, 2.0), flip=True))
+    total = 0
+    for size in (64, 128):
+        x = photos(shapes, size)
+        for flip in (False, True):
+            scores = model(x.flip(-1) if flip else x).scores.relu()
+            scores = scores.flip(-1) if flip else scores
+            total = total + torch.nn.functional.interpolate(scores, (8, 8), mode="bilinear")
+    expected = normalize_attention(total)
+    for i, tags in enumerate(shapes.tags.bool()):
+        torch.testing.assert_close(maps[i], expected[i][tags], rtol=1e-2, atol=1e-2)
+
+
+def test_partners_matter_and_are_reproducible(shapes_root):
+    train = Shapes(shapes_root, "train", num_images=(20, 10), size=64)
+    model = tiny(layers=1)
+    one, two, other = (
+        attention_maps(model, train, MapConfig(size=64, flip=False, partners=1, seed=seed))
+        for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(one, other, strict=True))
+
+
+def test_stems_kept_on_disk_change_nothing(shapes, tmp_path):
+    model = tiny(layers=1, freeze_stages=2)
+    fresh = attention_maps(model, shapes, CONFIG)
+    kept = attention_maps(model, shapes, CONFIG, stem_folder=tmp_path)
+    stamp = (tmp_path / "stem-64.npy").stat().st_mtime_ns
+    again = attention_maps(model, shapes, CONFIG, stem_folder=tmp_path)
+    assert (tmp_path / "stem-64.npy").stat().st_mtime_ns == stamp
+    for a, b, c in zip(fresh, kept, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2, atol=2e-2)
+        assert torch.equal(b, c)
+
+
+def test_other_frozen_weights_are_another_bank(shapes, tmp_path):
+    model = tiny(layers=0, freeze_stages=1)
+    before = stem_bank(model.backbone, shapes, tmp_path, View(64))[0]
+    torch.nn.init.normal_(model.backbone.stages[0][0].weight)
+    after = stem_bank(model.backbone, shapes, tmp_path, View(64))[0]
+    assert not torch.equal(before, after)
+
+
+def test_the_model_comes_back_as_it_was(shapes):
+    model = PGNN("vgg_tiny", 5, weights=None, output_stride=16, layers=0).train()
+    attention_maps(model, shapes, CONFIG)
+    assert model.training and model.backbone.output_stride == 16
+
+
+def test_untagged_photos_are_refused(shapes):
+    untagged = copy.copy(shapes)
+    untagged.tags = None
+    with pytest.raises(InputError, match="tags"):
+        attention_maps(tiny(0), untagged, CONFIG)

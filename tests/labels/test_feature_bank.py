@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from pgnn_geo.labels.feature_bank import FeatureBank
+
+
+def test_rows_in_any_order(tmp_path):
+    rows = torch.randn(5, 2, 3, 3).half().float()
+    bank = FeatureBank.build(tmp_path / "bank.npy", rows.split(2), 5, {"k": 1})
+    assert torch.equal(bank[[4, 0, 4]], rows[[4, 0, 4]])
+    assert torch.equal(bank[torch.tensor([1])], rows[1:2])
+    assert torch.equal(bank[3], rows[3])
+    assert len(bank) == 5 and bank.shape == (5, 2, 3, 3)
+
+
+def test_a_bank_is_written_once_per_key(tmp_path):
+    path = tmp_path / "bank.npy"
+    FeatureBank.build(path, [torch.ones(2, 1, 1, 1)], 2, {"weights": "a"})
+
+    def never():
+        raise AssertionError("computed again")
+        yield
+
+    assert FeatureBank.build(path, never(), 2, {"weights": "a"})[0].item() == 1
+    again = FeatureBank.build(path, [torch.zeros(2, 1, 1, 1)], 2, {"weights": "b"})
+    assert again[0].item() == 0
+
+
+def test_a_broken_off_bank_is_not_trusted(tmp_path):
+    path = tmp_path / "bank.npy"
+
+    def killed():
+        yield torch.ones(1, 1, 1, 1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FeatureBank.build(path, killed(), 2, {})
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="2 photos was given features of 1"):
+        FeatureBank.build(path, [torch.ones(1, 1, 1, 1)], 2, {})
+
+
+def test_large_activations_stay_finite(tmp_path):
+    bank = FeatureBank.build(tmp_path / "b.npy", [torch.full((1, 1, 1, 1), 1e6)], 1, {})
+    assert bank[0].item() == 65504

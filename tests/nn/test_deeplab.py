@@ -1,0 +1,127 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pgnn_geo.errors import InputError
+from pgnn_geo.nn import deeplab
+from pgnn_geo.nn.backbones import build_backbone
+from pgnn_geo.nn.deeplab import DeepLabV2, DilatedHead, upsample_logits
+
+
+def small(backbone="vgg16", **kwargs):
+    return DeepLabV2(backbone, num_classes=3, hidden_channels=16, weights=None, **kwargs)
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "resnet101"])
+@pytest.mark.parametrize("head", ["aspp", "largefov"])
+def test_shapes_at_odd_sizes(backbone, head):
+    model = small(backbone, head=head).eval()
+    with torch.no_grad():
+        logits = model(torch.rand(2, 3, 41, 65))
+    assert logits.shape == (2, 4, 6, 9)
+    probabilities = model.predict(torch.rand(1, 3, 41, 65), size=(50, 60))
+    assert probabilities.shape == (1, 4, 50, 60)
+    assert torch.allclose(probabilities.sum(1), torch.ones(1, 50, 60), atol=1e-5)
+    assert len(model.head.branches) == {"aspp": 4, "largefov": 1}[head]
+
+
+def test_head_is_a_sum_of_dilated_convolutions():
+    torch.manual_seed(0)
+    head = DilatedHead(5, 3, dilations=(6, 12, 18, 24)).double()
+    features = torch.rand(2, 5, 30, 28).double()
+    expected = 0
+    for dilation, branch in zip((6, 12, 18, 24), head.branches, strict=True):
+        (layer,) = branch
+        nn.init.normal_(layer.bias)
+        expected = expected + F.conv2d(
+            features, layer.weight, layer.bias, padding=dilation, dilation=dilation
+        )
+    assert torch.allclose(head(features), expected)
+
+
+def test_head_sees_its_dilations_only():
+    head = DilatedHead(2, 1, dilations=(2, 5), hidden_channels=4).eval()
+    features = torch.rand(1, 2, 21, 21, requires_grad=True)
+    nn.init.constant_(head.branches[0][0].bias, 10)  # keeps every ReLU open
+    nn.init.constant_(head.branches[1][0].bias, 10)
+    for branch in head.branches:
+        nn.init.uniform_(branch[3].weight)
+    head(features)[0, 0, 10, 10].backward()
+    seen = features.grad[0].abs().sum(0).nonzero().tolist()
+    expected = {(10 + y * d, 10 + x * d) for d in (2, 5) for y in (-1, 0, 1) for x in (-1, 0, 1)}
+    assert {tuple(position) for position in seen} == expected
+
+
+def test_vgg_branches_have_the_classifiers_layers():
+    model = DeepLabV2("vgg16", num_classes=20, head="largefov", weights=None)
+    shapes = [tuple(p.shape) for p in model.head.parameters() if p.dim() == 4]
+    assert shapes == [(1024, 512, 3, 3), (1024, 1024, 1, 1), (21, 1024, 1, 1)]
+    assert model.head.branches[0][0].dilation == (12, 12)
+
+
+def test_parameter_groups_cover_what_is_trained_once():
+    model = small("resnet101", freeze_stages=2)
+    groups = model.parameter_groups(lr=0.1)
+    assert [(group["name"], group["lr"]) for group in groups] == [("backbone", 0.1), ("head", 1)]
+    given = [id(weight) for group in groups for weight in group["params"]]
+    assert len(given) == len(set(given))
+    assert set(given) == {id(weight) for weight in model.parameters() if weight.requires_grad}
+    torch.optim.SGD(groups, momentum=0.9)
+    model.backbone.freeze(5)
+    assert [group["name"] for group in model.parameter_groups(0.1)] == ["head"]
+
+
+def pretrained(*args):
+    backbone = build_backbone(*args)
+    backbone.frozen_norm = True  # as it is with downloaded weights
+    return backbone.train()
+
+
+def test_pretrained_batch_norm_is_frozen(monkeypatch):
+    monkeypatch.setattr(deeplab, "build_backbone", pretrained)
+    model = small("resnet101").eval().train()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) > 100
+    assert not any(norm.training or norm.weight.requires_grad for norm in norms)
+    before = [norm.running_mean.clone() for norm in norms]
+    model(torch.rand(2, 3, 33, 33)).sum().backward()
+    assert all(norm.weight.grad is None and norm.bias.grad is None for norm in norms)
+    assert all(
+        torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True)
+    )
+
+
+def test_learns_two_halves():
+    torch.manual_seed(0)
+    model = small("vgg_tiny", head="largefov", dilations=[1]).train()
+    images = torch.zeros(1, 3, 64, 64)
+    images[..., 32:] = 1
+    target = (images[:, 0] > 0.5).long() * 2
+    target[:, 0] = 255
+    optimizer = torch.optim.SGD(model.parameter_groups(lr=0.01), momentum=0.9)
+    for _ in range(40):
+        logits = upsample_logits(model(images), target.shape[-2:])
+        loss = F.cross_entropy(logits, target, ignore_index=255)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    predicted = model.eval().predict(images).argmax(1)
+    assert (predicted == target)[target != 255].float().mean() > 0.85
+
+
+def test_upsampling_is_full_precision():
+    logits = torch.randn(1, 2, 3, 4)
+    large = upsample_logits(logits.bfloat16(), (9, 8))
+    assert large.dtype == torch.float
+    assert torch.equal(upsample_logits(logits, (3, 4)), logits)
+    assert upsample_logits(logits.double(), (9, 8)).dtype == torch.double
+
+
+def test_bad_arguments():
+    with pytest.raises(InputError, match="'head' must be one of"):
+        small(head="psp")
+    with pytest.raises(InputError, match="one number"):
+        small(head="largefov", dilations=(6, 12))
+    with pytest.raises(InputError, match="at least 1"):
+        small(dilations=(0, 6))
