@@ -1,1 +1,37 @@
-"""P-GNN: congeneric semantics for weakly supervised segmentation."""
+"""P-GNN on PyTorch Geometric: weakly supervised semantic segmentation with patch graphs."""
+
+from importlib.metadata import version as _version
+
+from pgnn_geo.errors import InputError
+from pgnn_geo.graph import GroupData, PatchGraphBuilder, complete_edge_index, stitch
+from pgnn_geo.labels import AttentionStore, mutual_complement
+from pgnn_geo.losses import SoftComplementaryLoss
+from pgnn_geo.nn import (
+    PGNN,
+    AttentionDecoder,
+    ClassEmbedding,
+    ClassPrototypes,
+    ComplementaryBlock,
+    ComplementaryConv,
+    CongenericPropagation,
+)
+
+__version__ = _version("pgnn-geo")
+
+__all__ = [
+    "PGNN",
+    "AttentionDecoder",
+    "AttentionStore",
+    "ClassEmbedding",
+    "ClassPrototypes",
+    "ComplementaryBlock",
+    "ComplementaryConv",
+    "CongenericPropagation",
+    "GroupData",
+    "InputError",
+    "PatchGraphBuilder",
+    "SoftComplementaryLoss",
+    "complete_edge_index",
+    "mutual_complement",
+    "stitch",
+]

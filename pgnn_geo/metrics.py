@@ -66,14 +66,17 @@ class SegmentationScores:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, :obj:`nan` as :obj:`None`.
 
-        The headline :obj:`miou`, :obj:`precision` and :obj:`recall` are means over the foreground
-        classes; :obj:`with_background` holds the same with the background as one more class, which
-        is VOC's own measure and always the more flattering.
+        The headline :obj:`miou` has the background in it, as VOC's measure does; the headline
+        :obj:`precision` and :obj:`recall` are means over the foreground, as weakly supervised
+        papers report them. :obj:`with_background` and :obj:`foreground` hold all three of each.
         """
+        foreground = _plain(self.means(background=False))
         rows = zip(self.classes, self.iou, self.precision, self.recall, strict=True)
         return {
-            **_plain(self.means(background=False)),
+            **foreground,
+            **_plain({"miou": self.miou}),
             "with_background": _plain(self.means()),
+            "foreground": foreground,
             "per_class": {
                 name: _plain({"iou": iou, "precision": precision, "recall": recall})
                 for name, iou, precision, recall in rows

@@ -1,0 +1,174 @@
+r"""P-GNN: backbone, patch graph, weighted edges, decoder."""
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor, nn
+from torch_geometric.data import Batch
+
+from pgnn_geo.errors import InputError
+from pgnn_geo.graph import PatchGraphBuilder, stitch
+from pgnn_geo.nn.backbones import BackboneName, build_backbone
+from pgnn_geo.nn.complementary_block import ComplementaryBlock
+from pgnn_geo.nn.decoder import AttentionDecoder, normalize_attention
+
+
+class PGNNOutput(NamedTuple):
+    """What :class:`PGNN` returns for :math:`B` images and :math:`K` classes."""
+
+    attention: Tensor  #: attention maps [B, K, h, w] in [0, 1], zero for classes not in the tags
+    logits: Tensor  #: class logits after the graph [B, K]
+    backbone_logits: Tensor | None  #: class logits before the graph [B, K]; None without a graph
+    batch: Batch | None  #: the graphs of the attended nodes; None without a graph
+    scores: Tensor  #: class scores before normalisation [B, K, h, w]; their means are the logits
+
+
+class PGNN(nn.Module):
+    r"""The P-GNN of `"Maximize the Exploration of Congeneric Semantics for Weakly Supervised
+    Semantic Segmentation" <https://arxiv.org/abs/2110.03982>`_.
+
+    The feature maps of a group of images of one class are cut into patches, which become the nodes
+    of one complete graph; :class:`ComplementaryBlock` passes messages along its weighted edges
+    (Eq. 2 and 3); the nodes are stitched back and decoded to one attention map per class:
+
+    .. math::
+        \mathbf{A} = \mathrm{norm}(\mathrm{Decoder}(\mathrm{stitch}(
+        \mathrm{Blocks}(\mathrm{patches}(\mathrm{Backbone}(\mathbf{I}))))))
+
+    With :obj:`layers=0` there is no graph and the network is the paper's baseline, a class
+    activation map (CAM) of the same backbone and the same decoder.
+
+    Args:
+        backbone (str): :obj:`"vgg16"` or :obj:`"resnet101"`. (default: :obj:`"vgg16"`)
+        num_classes (int): Number of foreground classes :math:`K`. (default: :obj:`20`)
+        grid (int): Patches per side of the feature map. (default: :obj:`4`)
+        box_size (int, optional): If given, nodes are boxes pooled to this many positions per side
+            plus one background node per image, and :obj:`grid` is unused. (default: :obj:`None`)
+        layers (int): Number of blocks :math:`L`; 0 for the CAM baseline. (default: :obj:`1`)
+        heads (int): Attention heads. (default: :obj:`8`)
+        class_embedding (str, optional): Where the class embedding of a node enters (Eq. 4):
+            :obj:`"attention"`, :obj:`"input"` or :obj:`None`. (default: :obj:`"attention"`)
+        weights (str, optional): Pretrained weights, see
+            :func:`~pgnn_geo.nn.backbones.resolve_weights`. (default: :obj:`"DEFAULT"`)
+        output_stride (int): 8, 16 or 32. (default: :obj:`16`)
+        freeze_stages (int): Leading backbone stages that are not trained. (default: :obj:`0`)
+
+    Shapes:
+        - **input:** images :math:`(B, 3, H, W)` in :math:`[0, 1]`; group :math:`(B)` sorted group
+          ids; tags :math:`(B, K)`; node_class :math:`(V)`
+        - **output:** :class:`PGNNOutput`
+
+    .. code-block:: python
+
+        model = PGNN(num_classes=20, weights=None)
+        result = model(images, group=torch.tensor([0, 0, 0, 1, 1, 1]), tags=tags)
+        result.attention  # [6, 20, h, w]
+    """
+
+    def __init__(
+        self,
+        backbone: BackboneName = "vgg16",
+        num_classes: int = 20,
+        grid: int = 4,
+        box_size: int | None = None,
+        layers: int = 1,
+        heads: int = 8,
+        class_embedding: Literal["attention", "input"] | None = "attention",
+        weights: str | None = "DEFAULT",
+        output_stride: int = 16,
+        freeze_stages: int = 0,
+    ):
+        super().__init__()
+        self.config = {
+            "backbone": backbone,
+            "num_classes": num_classes,
+            "grid": grid,
+            "box_size": box_size,
+            "layers": layers,
+            "heads": heads,
+            "class_embedding": class_embedding,
+            "weights": weights,
+            "output_stride": output_stride,
+            "freeze_stages": freeze_stages,
+        }
+        if layers < 0:
+            raise InputError(f"'layers' must be 0 (no graph: CAM) or more, got {layers}.")
+        self.num_classes = num_classes
+        self.backbone = build_backbone(backbone, weights, output_stride, freeze_stages)
+        channels = self.backbone.out_channels
+        self.builder = (
+            PatchGraphBuilder(box_size=box_size, background=True)
+            if box_size is not None
+            else PatchGraphBuilder(grid=grid)
+        )
+        self.blocks = nn.ModuleList(
+            ComplementaryBlock(
+                channels,
+                heads=heads,
+                num_classes=num_classes if class_embedding else None,
+                class_embedding=class_embedding,
+                conv_groups=channels,  # depthwise: a full one would cost as much as a VGG layer
+            )
+            for _ in range(layers)
+        )
+        # The head before the graph keeps the features telling by themselves.
+        self.backbone_decoder = AttentionDecoder(channels, num_classes) if layers else None
+        self.decoder = AttentionDecoder(channels, num_classes)
+
+    def forward(
+        self,
+        images: Tensor,
+        group: Tensor | None = None,
+        tags: Tensor | None = None,
+        node_class: Tensor | None = None,
+        boxes: list[Tensor] | None = None,
+        box_class: list[Tensor] | None = None,
+    ) -> PGNNOutput:
+        """Return attention maps and logits of a batch of image groups.
+
+        Args:
+            images (torch.Tensor): Images :obj:`[B, 3, H, W]` in :math:`[0, 1]`.
+            group (torch.Tensor, optional): Sorted group ids :obj:`[B]`; one group if not given.
+            tags (torch.Tensor, optional): Multi-hot image tags :obj:`[B, K]`; attention maps of
+                other classes are set to zero. They do not enter the network.
+            node_class (torch.Tensor, optional): Class of each grid node :obj:`[V]`.
+            boxes, box_class (list of torch.Tensor, optional): Per image, :obj:`[k, 4]` boxes in
+                feature pixels and their classes :obj:`[k]`.
+
+        Raises:
+            InputError: If an argument has the wrong rank, order or range.
+        """
+        if images.dim() != 4 or images.size(1) != 3:
+            raise InputError(f"'images' must be [B, 3, H, W], got {list(images.shape)}.")
+        return self.forward_features(
+            self.backbone(images), group, tags, node_class, boxes, box_class
+        )
+
+    def forward_features(
+        self,
+        features: Tensor,
+        group: Tensor | None = None,
+        tags: Tensor | None = None,
+        node_class: Tensor | None = None,
+        boxes: list[Tensor] | None = None,
+        box_class: list[Tensor] | None = None,
+    ) -> PGNNOutput:
+        """Run everything after the backbone on features :obj:`[B, C, h, w]` (see :meth:`forward`)."""
+        batch, backbone_logits = None, None
+        if self.backbone_decoder is not None:
+            backbone_logits = self.backbone_decoder(features)[1]
+            batch = self.builder(
+                features, group=group, node_class=node_class, boxes=boxes, box_class=box_class
+            )
+            for block in self.blocks:
+                batch.x = block(
+                    batch.x,
+                    batch=batch.batch,
+                    batch_size=batch.num_graphs,
+                    node_class=batch.node_class,
+                )
+            features = stitch(batch)
+        scores, logits = self.decoder(features)
+        attention = normalize_attention(scores)
+        if tags is not None:
+            attention = attention * tags[:, :, None, None].to(attention)
+        return PGNNOutput(attention, logits, backbone_logits, batch, scores)

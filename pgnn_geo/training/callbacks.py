@@ -1,0 +1,46 @@
+"""Lightning callbacks: what a training shows while it runs."""
+
+import sys
+import time
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from rich.console import Console
+
+
+class EpochLine(Callback):
+    """Prints one line per epoch: name, epoch, every metric logged on the epoch, seconds.
+
+    Args:
+        name (str): What is trained.
+        console (rich.console.Console): Where to print.
+    """
+
+    def __init__(self, name: str, console: Console):
+        self.name = name
+        self.console = console
+        self._start = 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the line."""
+        if not trainer.is_global_zero:
+            return
+        metrics = {
+            name.removesuffix("_epoch"): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if not name.endswith("_step")
+        }
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
+        self.console.print(
+            f"{self.name}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {figures}  "
+            f"{time.perf_counter() - self._start:.0f} s"
+        )
+
+
+def progress_bars() -> list[Callback]:
+    """A progress bar where somebody watches; none where the output goes to a file."""
+    return [RichProgressBar(leave=False)] if sys.stdout.isatty() else []

@@ -1,0 +1,24 @@
+"""Choice of the numeric precision for the machine at hand."""
+
+from typing import Literal
+
+import torch
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this machine multiplies bfloat16 matrices in hardware.
+
+    On CPUs without AMX or AVX512-bf16 the type is emulated and many times slower than float32.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def resolve_precision(precision: Precision = "auto") -> str:
+    """Return Lightning's name of the precision; :obj:`"auto"` takes bfloat16 where it is fast."""
+    if precision != "auto":
+        return precision
+    return "bf16-mixed" if has_fast_bfloat16() else "32-true"

@@ -1,0 +1,77 @@
+"""What a run shows at its end: the table on the terminal and the overlay sheets."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.masks import load_mask
+from pgnn_geo.viz.overlays import overlay, overlay_sheet
+
+
+def score_table(columns: Mapping[str, Mapping[str, Any]], title: str) -> Table:
+    """Return a table of IoU, precision and recall per class, one group of columns per result.
+
+    Args:
+        columns (mapping): Name of each result and its
+            :meth:`~pgnn_geo.metrics.SegmentationScores.to_dict`.
+        title (str): Title of the table.
+    """
+    table = Table(title=f"{title}, per cent")
+    table.add_column("class")
+    for name in columns:
+        for measure in ("IoU", "P", "R"):
+            table.add_column(f"{name} {measure}", justify="right")
+    results = list(columns.values())
+    for name in results[0]["per_class"]:
+        table.add_row(name, *_cells([result["per_class"][name] for result in results], "iou"))
+    table.add_section()
+    for name, key in (("foreground", "foreground"), ("all", "with_background")):
+        table.add_row(f"mean, {name}", *_cells([result[key] for result in results], "miou"))
+    return table
+
+
+def _cells(results: list[Mapping[str, Any]], iou: str) -> list[str]:
+    values = [result[measure] for result in results for measure in (iou, "precision", "recall")]
+    return ["-" if value is None else f"{100 * value:.1f}" for value in values]
+
+
+def label_sheets(
+    folder: Path,
+    dataset: TaggedDataset,
+    labels: Mapping[str, Path],
+    photos: int = 24,
+    rows: int = 8,
+) -> list[Path]:
+    """Write sheets that show photos beside their label images and, where it is known, the truth.
+
+    Args:
+        folder (Path): Where :obj:`sheet-1.png` and so on go.
+        dataset (TaggedDataset): The photos, with masks if there is a truth to show.
+        labels (mapping): Title and folder of each kind of label images.
+        photos (int): Photos shown, evenly spread over the data set. (default: :obj:`24`)
+        rows (int): Photos per sheet. (default: :obj:`8`)
+    """
+    count = min(photos, len(dataset))
+    chosen = torch.linspace(0, len(dataset) - 1, count).round().long().tolist()
+    pictures = []
+    for index in chosen:
+        item = dataset[index]
+        image = item["image"].as_subclass(torch.Tensor)
+        masks = [load_mask(path / f"{item['image_id']}.png") for path in labels.values()]
+        if "mask" in item:
+            masks.append(item["mask"].as_subclass(torch.Tensor))
+        pictures.append([image, *(overlay(image, mask) for mask in masks)])
+    titles = ["photo", *labels, "truth"][: len(pictures[0])]
+    return [
+        overlay_sheet(
+            folder / f"sheet-{start // rows + 1}.png",
+            pictures[start : start + rows],
+            titles,
+            dataset.classes,
+        )
+        for start in range(0, count, rows)
+    ]

@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from pgnn_geo.errors import InputError
+from pgnn_geo.nn import PGNN
+
+
+def tiny(**options):
+    torch.manual_seed(0)
+    model = PGNN("vgg_tiny", 4, weights=None, output_stride=8, heads=4, **options).eval()
+    for block in model.blocks:  # a fresh block is the identity: give it something to say
+        torch.nn.init.normal_(block.attention.lin_out.weight, std=0.05)
+        torch.nn.init.normal_(block.norm.weight)
+    return model
+
+
+@pytest.mark.parametrize("height, width", [(64, 64), (57, 90)])
+@pytest.mark.parametrize("layers", [0, 1, 2])
+def test_shapes_and_ranges(layers, height, width):
+    model = tiny(layers=layers)
+    result = model(torch.rand(4, 3, height, width), group=torch.tensor([0, 0, 1, 1]))
+    h, w = -(-height // 8), -(-width // 8)
+    assert result.attention.shape == result.scores.shape == (4, 4, h, w)
+    assert result.attention.min() >= 0 and result.attention.max() <= 1
+    torch.testing.assert_close(result.scores.mean(dim=(2, 3)), result.logits)
+    assert (result.backbone_logits is None) == (result.batch is None) == (layers == 0)
+
+
+def test_a_fresh_graph_changes_nothing():
+    torch.manual_seed(0)
+    model = PGNN("vgg_tiny", 4, weights=None, output_stride=8)
+    images = torch.rand(3, 3, 64, 64)
+    features = model.backbone(images)
+    torch.testing.assert_close(
+        model(images).scores, model.decoder(features)[0], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_groups_never_mix_and_members_do():
+    model, images = tiny(), torch.rand(4, 3, 64, 64)
+    group = torch.tensor([0, 0, 1, 1])
+    changed = images.clone()
+    changed[3] = torch.rand(3, 64, 64)
+    before, after = model(images, group=group).scores, model(changed, group=group).scores
+    torch.testing.assert_close(before[:2], after[:2])
+    assert (before[2] - after[2]).abs().max() > 1e-4  # its partner changed
+
+
+def test_order_of_images_in_a_group_does_not_matter():
+    model, images = tiny().double(), torch.rand(3, 3, 64, 64, dtype=torch.double)
+    order = torch.tensor([2, 0, 1])
+    scores = model(images).scores
+    torch.testing.assert_close(model(images[order]).scores, scores[order], rtol=1e-9, atol=1e-10)
+
+
+def test_tags_only_hide_maps():
+    model, images = tiny(), torch.rand(2, 3, 64, 64)
+    tags = torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 0]])
+    free, tagged = model(images), model(images, tags=tags)
+    torch.testing.assert_close(free.logits, tagged.logits)
+    torch.testing.assert_close(free.attention * tags[:, :, None, None], tagged.attention)
+
+
+def test_boxes_as_nodes():
+    model = tiny(box_size=3)
+    boxes = [torch.tensor([[0.0, 0, 4, 4], [2, 2, 8, 8]]), torch.zeros(0, 4)]
+    classes = [torch.tensor([1, 2]), torch.zeros(0, dtype=torch.long)]
+    result = model(torch.rand(2, 3, 64, 64), boxes=boxes, box_class=classes)
+    assert result.attention.shape == (2, 4, 8, 8)
+    assert result.batch.node_class.tolist() == [1, 2, 0, 0]
+
+
+@pytest.mark.parametrize("arguments", [{"layers": -1}, {"backbone": "lenet"}])
+def test_bad_arguments(arguments):
+    with pytest.raises(InputError):
+        PGNN(**{"backbone": "vgg_tiny", "weights": None, **arguments})
+
+
+def test_images_of_wrong_rank():
+    with pytest.raises(InputError, match=r"\[B, 3, H, W\]"):
+        tiny()(torch.rand(3, 64, 64))

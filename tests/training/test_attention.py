@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from pgnn_geo.datasets import Shapes
+from pgnn_geo.nn import PGNN
+from pgnn_geo.training import attention, precision
+from pgnn_geo.training.attention import AttentionTrainingConfig, train_attention
+
+CONFIG = AttentionTrainingConfig(
+    epochs=1, size=32, groups_per_batch=2, lr=1e-3, workers=0, precision="32-true"
+)
+
+
+@pytest.fixture(scope="module")
+def shapes(shapes_root):
+    return Shapes(shapes_root, "train", num_images=(20, 10), size=64)
+
+
+def tiny(seed=0, **options):
+    torch.manual_seed(seed)
+    return PGNN("vgg_tiny", 5, weights=None, output_stride=8, heads=4, **options)
+
+
+def changed(model, before):
+    return {n for n, p in model.state_dict().items() if not torch.equal(p, before[n])}
+
+
+@pytest.mark.parametrize("augment", ["window", "crop"])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_everything_but_frozen_stages_learns(shapes, tmp_path, layers, augment):
+    model = tiny(layers=layers, freeze_stages=1)
+    before = {n: p.clone() for n, p in model.state_dict().items()}
+    config = AttentionTrainingConfig(**{**vars(CONFIG), "augment": augment})
+    train_attention(model, shapes, tmp_path, config)
+    moved = changed(model, before)
+    assert not any(n.startswith("backbone.stages.0") for n in moved)
+    assert "decoder.weight" in moved
+    assert any(n.startswith("backbone.stages.3") for n in moved)
+    assert any("lin_out" in n for n in moved) == bool(layers)
+    assert not model.training
+
+
+def test_same_seed_same_numbers(shapes, tmp_path):
+    states = [
+        train_attention(tiny(), shapes, tmp_path / name, CONFIG).state_dict() for name in "ab"
+    ]
+    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
+
+
+def test_a_run_that_was_cut_off_goes_on(shapes, tmp_path, capsys):
+    two = AttentionTrainingConfig(**{**vars(CONFIG), "epochs": 2})
+
+    class Killed(Exception):
+        pass
+
+    step = attention.AttentionModule.training_step
+
+    def dies(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            raise Killed
+        return step(self, batch, batch_idx)
+
+    attention.AttentionModule.training_step = dies
+    try:
+        with pytest.raises(Killed):
+            train_attention(tiny(), shapes, tmp_path / "cut", two)
+    finally:
+        attention.AttentionModule.training_step = step
+    capsys.readouterr()
+    resumed = train_attention(tiny(seed=5), shapes, tmp_path / "cut", two)
+    out = capsys.readouterr().out
+    assert "epoch 2/2" in out and "epoch 1/2" not in out
+    checkpoint = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2 * 10  # no step was done twice
+    assert not resumed.training
+
+
+def test_precision_follows_the_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert precision.resolve_precision("auto") == "bf16-mixed"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert precision.resolve_precision("auto") == "32-true"
+    assert precision.resolve_precision("bf16-mixed") == "bf16-mixed"
+
+
+def test_bfloat16_trains(shapes, tmp_path):
+    config = AttentionTrainingConfig(**{**vars(CONFIG), "precision": "bf16-mixed"})
+    model = train_attention(tiny(), shapes, tmp_path, config)
+    assert all(p.isfinite().all() for p in model.parameters())
