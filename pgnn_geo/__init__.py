@@ -1,6 +1,11 @@
 """P-GNN on PyTorch Geometric: weakly supervised semantic segmentation with patch graphs."""
 
+import warnings as _warnings
 from importlib.metadata import version as _version
+
+with _warnings.catch_warnings():  # a note to PyG's developers that newer torch versions print
+    _warnings.filterwarnings("ignore", ".*torch.jit.script.*", FutureWarning)
+    import torch_geometric  # noqa: F401
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph import GroupData, PatchGraphBuilder, complete_edge_index, stitch

@@ -9,12 +9,9 @@ from typing import Literal
 from pgnn_geo.errors import InputError
 
 # Notes to developers of the libraries, not to the person at the terminal.
-warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
 warnings.filterwarnings("ignore", message=".*module.s. in eval mode.*")
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-for _name in ("lightning.pytorch", "lightning.fabric"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
 
 try:
     from jsonargparse import auto_cli
@@ -213,8 +210,11 @@ def doctor(
 
 def main(args: list[str] | None = None) -> None:
     """Entry point of the ``pgnn-geo`` command; an error for people ends it with status 2."""
+    for name in ("lightning.pytorch", "lightning.fabric"):  # which set INFO when imported
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        auto_cli([demo, run, train, label, evaluate, doctor], args=args, prog="pgnn-geo")
+        commands = [demo, run, train, label, evaluate, doctor]
+        auto_cli(commands, args=args, prog="pgnn-geo", as_positional=False)
     except InputError as error:
         print(f"pgnn-geo: error: {error}", file=sys.stderr)
         sys.exit(2)

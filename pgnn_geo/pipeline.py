@@ -1,6 +1,7 @@
 """The whole job: check, train CAM and P-GNN, label, evaluate; a second call resumes it."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
         label(model, dataset, out / name / "labels", config.maps, config.labels, out / "stems")
     metrics = summarize(config, out, dataset)
     write_json(out / "metrics.json", metrics)
+    shutil.rmtree(out / "stems", ignore_errors=True)  # gigabytes that only an unfinished run needs
     show_metrics(metrics)
     console.print(f"masks {out}/pgnn/labels, pictures {out}/overlays, figures {out}/metrics.json")
     return metrics

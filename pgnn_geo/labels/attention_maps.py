@@ -1,7 +1,7 @@
 r"""Attention maps of a whole data set: partner groups averaged, over scales and mirroring."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from pgnn_geo.datasets import TaggedDataset, partner_groups
 from pgnn_geo.errors import InputError
 from pgnn_geo.labels.feature_bank import FeatureBank
 from pgnn_geo.labels.features import Progress, View, feature_batches, no_progress, stem_bank
+from pgnn_geo.labels.propagation import PropagationName, TaggedMaps, propagate
 from pgnn_geo.nn import PGNN
 
 
@@ -23,9 +24,12 @@ class MapConfig:
     Args:
         size (int): Side of the square that photos are squashed to, in pixels.
         scales (sequence of float): Multiples of :obj:`size`; the maps are summed.
-        flip (bool): Add the mirrored photo's maps.
+        flip (bool): Average the features with those of the mirrored photo.
         partners (int): Groups that are averaged for each photo and class.
         group_size (int): Photos in a group, as in training.
+        propagate (str): Completion of the maps by evidence from other photos, see
+            :func:`~pgnn_geo.labels.propagation.propagate`.
+        propagation_partners (int): Other photos in its group form.
         output_stride (int): Stride of the feature map.
         seed (int): Seed of the choice of partners.
     """
@@ -35,13 +39,10 @@ class MapConfig:
     flip: bool = True
     partners: int = 3
     group_size: int = 3
+    propagate: PropagationName = "none"
+    propagation_partners: int = 10
     output_stride: int = 8
     seed: int = 0
-
-    def views(self) -> list[View]:
-        """Every scale, as it is and mirrored."""
-        sizes = [max(16, round(self.size * scale / 16) * 16) for scale in self.scales]
-        return [View(s, flip) for s in sizes for flip in ((False, True) if self.flip else (False,))]
 
 
 @torch.inference_mode()
@@ -55,15 +56,16 @@ def attention_maps(
 ) -> list[Tensor]:
     r"""Return the attention maps of every photo's tagged classes.
 
-    For photo :math:`i` and class :math:`c`, :obj:`partners` groups are made of the photo and
-    others tagged :math:`c`; which ones depends on the seed, the photo and the class alone, never
-    on the batch. With :math:`s` the class scores in a view (scale, mirroring)
+    For photo :math:`i` and class :math:`c`, :math:`P` = :obj:`partners` groups are made of the
+    photo and others tagged :math:`c`; which ones depends on the seed, the photo and the class
+    alone, never on the batch. With :math:`s` the class scores at one scale,
 
     .. math::
-        A_{i,c} = \mathrm{norm} \sum_{\text{views}} \mathrm{ReLU} \Bigl(
-        \frac{1}{P} \sum_{p=1}^{P} s_{i,c}^{(p)} \Bigr)
+        A_{i,c} = \mathrm{norm} \sum_{\text{scales}} \mathrm{propagate} \Bigl( \mathrm{norm} \,
+        \frac{1}{P} \sum_{p=1}^{P} s_{i,c}^{(p)} \Bigr), \qquad
+        \mathrm{norm}(s) = \mathrm{ReLU}(s) / \max \mathrm{ReLU}(s)
 
-    Without a graph (:obj:`layers=0`) there are no groups and this is the CAM.
+    Without a graph (:obj:`layers=0`) there are no groups, and without propagation this is the CAM.
 
     Args:
         model (PGNN): The network; its output stride is set for the time of the call.
@@ -71,8 +73,8 @@ def attention_maps(
         config (MapConfig, optional): How; default values if not given.
         stem_folder (Path, optional): Where outputs of frozen stages are kept for reuse; computed
             afresh if not given.
-        scratch_folder (Path, optional): Where one view's features are put for the time of the
-            call: :math:`2 M C h w` bytes. The system's temporary folder if not given.
+        scratch_folder (Path, optional): Where the features of one scale are put for the time of
+            the call: :math:`2 M C h w` bytes. The system's temporary folder if not given.
         progress (callable, optional): Progress display.
 
     Returns:
@@ -86,67 +88,82 @@ def attention_maps(
     if dataset.tags is None:
         raise InputError("Attention maps need image tags; this split has none.")
     tags = dataset.tags.bool()
-    owners, classes = tags.nonzero(as_tuple=True)  # one row for each photo and class
     training, stride = model.training, model.backbone.output_stride
+    device = model.backbone.mean.device
     model.eval()
     model.backbone.set_output_stride(config.output_stride)
     side = -(-config.size // config.output_stride)
-    total = torch.zeros(len(owners), side, side)
+    owners, classes = tags.nonzero(as_tuple=True)
+    total = TaggedMaps(torch.zeros(len(owners), side, side), owners, classes, tags)
     try:
-        for view in config.views():
-            stems = None
-            if stem_folder is not None and model.backbone.frozen_stages:
-                stems = stem_bank(model.backbone, dataset, stem_folder, view, progress)
+        for scale in config.scales:
+            size = max(16, round(config.size * scale / 16) * 16)
             with tempfile.TemporaryDirectory(dir=scratch_folder, prefix="features-") as scratch:
                 features = FeatureBank.build(
                     Path(scratch) / "features.npy",
-                    progress(
-                        feature_batches(model.backbone, dataset, view, stems),
-                        f"features, {view}",
-                        -(-len(dataset) // 8),
-                    ),
+                    _mean_over_flips(model, dataset, size, config.flip, stem_folder, progress),
                     len(dataset),
-                    {"view": str(view)},
+                    {"size": size},
                 )
-                scores = _class_scores(model, features, tags, owners, classes, config)
-            if view.flip:
-                scores = scores.flip(-1)
-            scores = F.interpolate(
-                scores.relu()[:, None], (side, side), mode="bilinear", align_corners=False
-            )
-            total += scores[:, 0]
+                scores = _class_scores(model, features, total, config)
+                maps = propagate(
+                    config.propagate,
+                    features,
+                    total.with_maps(scores.relu()),
+                    config.propagation_partners,
+                    config.seed,
+                    device,
+                ).maps
+            total.maps += F.interpolate(
+                maps[:, None], (side, side), mode="bilinear", align_corners=False
+            )[:, 0]
     finally:
         model.backbone.set_output_stride(stride)
         model.train(training)
-    total /= total.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(total.dtype).tiny)
-    return list(total.split(tags.sum(dim=1).tolist()))
+    return list(total.with_maps(total.maps).maps.split(tags.sum(dim=1).tolist()))
+
+
+def _mean_over_flips(
+    model: PGNN,
+    dataset: TaggedDataset,
+    size: int,
+    flip: bool,
+    stem_folder: Path | None,
+    progress: Progress,
+) -> Iterator[Tensor]:
+    """Yield the features of photos, averaged with those of their mirror images turned back."""
+    streams = []
+    for view in (View(size), View(size, flip=True))[: 1 + flip]:
+        stems = None
+        if stem_folder is not None and model.backbone.frozen_stages:
+            stems = stem_bank(model.backbone, dataset, stem_folder, view, progress)
+        streams.append(feature_batches(model.backbone, dataset, view, stems))
+    batches = -(-len(dataset) // 8)
+    for features, *mirrored in progress(zip(*streams, strict=True), "features", batches):
+        for other in mirrored:
+            features = (features + other.flip(-1)) / 2
+        yield features
 
 
 def _class_scores(
-    model: PGNN,
-    features: FeatureBank,
-    tags: Tensor,
-    owners: Tensor,
-    classes: Tensor,
-    config: MapConfig,
+    model: PGNN, features: FeatureBank, rows: TaggedMaps, config: MapConfig
 ) -> Tensor:
-    """Return the score maps :obj:`[R, h, w]` of R photos :obj:`owners` and :obj:`classes`."""
+    """Return the score map :obj:`[R, h, w]` of every photo and tagged class."""
     device = model.backbone.mean.device
     if model.blocks:  # [R, partners * group_size], the photo itself first in each group
         groups = partner_groups(
-            tags, partners=config.partners, group_size=config.group_size, seed=config.seed
+            rows.tags, partners=config.partners, group_size=config.group_size, seed=config.seed
         )
-        members = groups.indices.view(len(owners), -1)
+        members, size = groups.indices.view(len(rows.owners), -1), config.group_size
     else:
-        members = owners[:, None]
-    size = config.group_size if model.blocks else 1
+        members, size = rows.owners[:, None], 1
     result = []
-    for rows, labels in zip(members.split(4), classes.split(4), strict=True):
-        images, inverse = rows.flatten().unique(return_inverse=True)
-        x = features[images][inverse].to(device)
+    for photos, classes in zip(members.split(4), rows.classes.split(4), strict=True):
+        unique, inverse = photos.flatten().unique(return_inverse=True)
+        x = features[unique].to(device)[inverse.to(device)]
         group = torch.arange(len(x), device=device) // size
         scores = model.forward_features(x, group=group).scores  # [4 P N, K, h, w]
-        anchors = scores.view(len(rows), -1, size, *scores.shape[1:])[:, :, 0].mean(dim=1)
-        picked = labels.to(device).view(-1, 1, 1, 1).expand(-1, 1, *anchors.shape[-2:])
+        anchors = scores.view(len(photos), -1, size, *scores.shape[1:])[:, :, 0].mean(dim=1)
+        picked = classes.to(device).view(-1, 1, 1, 1).expand(-1, 1, *anchors.shape[-2:])
         result.append(anchors.gather(1, picked)[:, 0].float().cpu())
     return torch.cat(result)

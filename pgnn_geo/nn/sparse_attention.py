@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric import EdgeIndex
-from torch_geometric.utils import softmax
 
 BLOCK = 4096  # edges; their features stay in the cache
 
@@ -67,7 +66,7 @@ class _EdgeSum(torch.autograd.Function):
         (E, H), D = weight.shape, b.size(2)
         node = source.node
         if target.order is not None:
-            weight, node = weight[target.order], node[target.order]
+            weight, node = F.embedding(target.order, weight), node[target.order]
         # One bag for each head and target, whose rows are the heads of the sources.
         head = torch.arange(H).unsqueeze(1)
         out = F.embedding_bag(
@@ -115,6 +114,11 @@ def edge_attention(
     logits = _EdgeDot.apply(query, key, target, source) * query.size(-1) ** -0.5
     if bias is not None:
         logits = logits + bias[order]
-    alpha = softmax(logits, ptr=target.ptr)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float))
+    # PyG's softmax has no second derivative over sorted edges, and is slow over unsorted ones.
+    largest = torch.segment_reduce(logits.detach(), "max", offsets=target.ptr)
+    weight = (logits - F.embedding(target.node, largest)).exp()
+    total = _EdgeSum.apply(weight, weight.new_ones(*key.shape[:2], 1), target, source).squeeze(2)
+    alpha = (weight / F.embedding(target.node, total)).to(value.dtype)
     out = _EdgeSum.apply(F.dropout(alpha, dropout), value, target, source)
     return out, alpha.new_empty(alpha.shape).index_copy(0, order, alpha)

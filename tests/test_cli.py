@@ -1,0 +1,224 @@
+"""The command line as its user meets it, on a small set in VOC layout."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pgnn_geo.cli import main
+from pgnn_geo.datasets import Shapes
+from pgnn_geo.masks import load_mask
+
+TINY = [
+    "--network.backbone=vgg_tiny",
+    "--network.weights=null",
+    "--network.freeze_stages=0",
+    "--network.output_stride=8",
+    "--train.size=64",
+    "--train.epochs=1",
+    "--train.workers=0",
+]
+MAPS = ["--maps.size=64", "--maps.partners=1"]
+
+
+@pytest.fixture
+def voc(shapes_root, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(shapes_root, tmp_path / "voc")
+
+
+@pytest.fixture(scope="module")
+def finished(shapes_root, tmp_path_factory):
+    """A run by the installed command, as a process of its own."""
+    out = tmp_path_factory.mktemp("run")
+    command = [sys.executable, "-m", "pgnn_geo.cli", "run", f"--root={shapes_root}", f"--out={out}"]
+    result = subprocess.run([*command, *TINY, *MAPS], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    return out, result.stdout
+
+
+def test_run_leaves_masks_pictures_and_figures(finished, shapes_root):
+    out, printed = finished
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["images"] == 20 and metrics["split"] == "train"
+    assert metrics["supervision"] == ["tags: csv (voc train)"]
+    train = Shapes(shapes_root, "train", num_images=(20, 10), size=64)
+    for model in ("cam", "pgnn"):
+        assert {"miou", "precision", "recall"} <= metrics[model].keys()
+        assert f"{100 * metrics[model]['miou']:.1f}" in printed
+        for image_id, tags in zip(train.image_ids, train.tags, strict=True):
+            path = out / model / "labels" / f"{image_id}.png"
+            with Image.open(path) as image:
+                assert image.mode == "P" and image.size == (64, 64)
+            allowed = {0, *(tags.nonzero()[:, 0] + 1).tolist()}
+            assert set(load_mask(path).unique().tolist()) <= allowed
+    assert [p.name for p in sorted((out / "overlays").iterdir())] == [
+        f"sheet-{i}.png" for i in (1, 2, 3)
+    ]
+    assert not (out / "stems").exists() and not list(out.glob("features-*"))
+
+
+def test_a_finished_run_says_so_and_does_nothing(finished, shapes_root, capsys):
+    out, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    main(["run", f"--root={shapes_root}", f"--out={out}", *TINY, *MAPS])
+    assert "is done" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+
+
+def test_a_run_that_was_cut_off_is_completed_from_what_is_there(finished, shapes_root, tmp_path):
+    done, _ = finished
+    out = tmp_path / "again"
+    shutil.copytree(done, out)
+    for lost in ("metrics.json", "pgnn/labels/ledger.json", "pgnn/labels/train_00003.png"):
+        (out / lost).unlink()
+    model = (out / "pgnn" / "model.pt").stat().st_mtime_ns
+    main(["run", f"--root={shapes_root}", f"--out={out}", *TINY, *MAPS])
+    assert (out / "pgnn" / "model.pt").stat().st_mtime_ns == model
+    first, second = (json.loads((f / "metrics.json").read_text()) for f in (done, out))
+    assert first == second
+
+
+def test_another_configuration_does_not_touch_a_run(finished, shapes_root, capsys):
+    out, _ = finished
+    with pytest.raises(SystemExit) as stop:
+        main(["run", f"--root={shapes_root}", f"--out={out}", *TINY, *MAPS, "--train.seed=7"])
+    assert stop.value.code == 2
+    assert "train.seed: 0 there, 7 asked for" in capsys.readouterr().err
+
+
+def test_label_and_evaluate_by_themselves(finished, shapes_root, tmp_path, capsys):
+    out, _ = finished
+    labels, figures = tmp_path / "labels", tmp_path / "scores.json"
+    data = [f"--root={shapes_root}"]
+    main(["label", f"--checkpoint={out / 'pgnn' / 'model.pt'}", *data, f"--out={labels}", *MAPS])
+    main(["evaluate", f"--labels={labels}", *data, f"--out={figures}"])
+    metrics = json.loads((out / "metrics.json").read_text())["pgnn"]
+    assert json.loads(figures.read_text())["miou"] == pytest.approx(metrics["miou"], abs=1e-6)
+    assert "mean, all" in capsys.readouterr().out
+
+
+def test_train_the_baseline(shapes_root, tmp_path, capsys):
+    main(["train", "--model=cam", f"--root={shapes_root}", f"--out={tmp_path / 'cam'}", *TINY])
+    content = torch.load(tmp_path / "cam" / "model.pt", weights_only=True)
+    assert content["config"]["layers"] == 0
+    assert content["classes"] == ["fish", "bird", "beetle", "tree", "house"]
+    assert content["ledger"]["tags"] == "csv (voc train)"
+
+
+def test_a_folder_of_ones_own_photos(shapes_root, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    shutil.copytree(shapes_root / "JPEGImages", photos)
+    rows = (shapes_root / "image_labels.csv").read_text()
+    (photos / "labels.csv").write_text(rows)
+    out = tmp_path / "run"
+    main(["run", "--data=folder", f"--root={photos}", f"--out={out}", *TINY, *MAPS])
+    printed = capsys.readouterr().out
+    assert "No true masks" in printed
+    assert len(list((out / "pgnn" / "labels").glob("*.png"))) == 30
+    assert "cam" not in json.loads((out / "metrics.json").read_text())
+
+
+def damage_truncated(root):
+    path = root / "JPEGImages" / "train_00004.jpg"
+    path.write_bytes(path.read_bytes()[:500])
+    return "train_00004.jpg"
+
+
+def damage_missing(root):
+    (root / "JPEGImages" / "train_00002.jpg").unlink()
+    return "train_00002.jpg"
+
+
+def damage_untagged(root):
+    path = root / "image_labels.csv"
+    lines = path.read_text().splitlines()
+    lines[1] = lines[1].split(",")[0] + ","
+    path.write_text("\n".join(lines))
+    return "train_00000 has no tags"
+
+
+def damage_duplicate_row(root):
+    path = root / "image_labels.csv"
+    path.write_text(path.read_text() + "train_00001,fish\n")
+    return "train_00001"
+
+
+def damage_missing_row(root):
+    path = root / "image_labels.csv"
+    path.write_text("\n".join(x for x in path.read_text().splitlines() if "train_00003" not in x))
+    return "train_00003"
+
+
+def damage_mask_size(root):
+    path = root / "SegmentationClass" / "train_00005.png"
+    Image.fromarray(np.zeros((10, 12), dtype=np.uint8)).save(path)
+    return "train_00005.png"
+
+
+def damage_not_voc(root):
+    shutil.rmtree(root / "JPEGImages")
+    return "is not VOC"
+
+
+@pytest.mark.parametrize("name", sorted(n for n in globals() if n.startswith("damage_")))
+def test_bad_data_is_one_clear_error_before_any_work(voc, tmp_path, capsys, name):
+    words = globals()[name](voc)
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        main(["run", f"--root={voc}", f"--out={out}", *TINY])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert words in error and "Traceback" not in error
+    assert not (out / "cam").exists()
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", f"--root={voc}", "--network.backbone=vgg_tiny", "--network.weights=null"])
+    assert stop.value.code == 1
+    assert words in capsys.readouterr().out.replace("\n", "")
+
+
+def test_doctor_lists_everything_at_once(voc, tmp_path, monkeypatch, capsys):
+    words = [damage_truncated(voc), damage_missing(voc), damage_untagged(voc)]
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        torch.hub, "download_url_to_file", lambda *a, **k: (_ for _ in ()).throw(OSError("no net"))
+    )
+    with pytest.raises(SystemExit):
+        main(["doctor", f"--root={voc}"])
+    printed = capsys.readouterr().out.replace("\n", "")
+    assert all(word in printed for word in [*words, "TORCH_HOME", "4 problem(s)"])
+
+
+def test_unknown_class(voc, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["run", f"--root={voc}", "--classes=fish,shark", f"--out={tmp_path / 'x'}", *TINY])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "shark" in error and "beetle" in error
+
+
+def test_output_that_cannot_be_written(voc, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SystemExit) as stop:
+        main(["run", f"--root={voc}", f"--out={tmp_path / 'file' / 'run'}", *TINY])
+    assert stop.value.code == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_foreign_checkpoint_is_refused(voc, tmp_path, capsys):
+    path = tmp_path / "model.pt"
+    torch.save({"weights": torch.zeros(1)}, path)
+    with pytest.raises(SystemExit):
+        main(["label", f"--checkpoint={path}", f"--root={voc}", f"--out={tmp_path / 'l'}"])
+    assert "not an attention model" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_demo(tmp_path, capsys):
+    main(["demo", f"--out={tmp_path}", "--epochs=1"])
+    assert "P-GNN IoU" in capsys.readouterr().out

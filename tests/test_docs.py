@@ -1,0 +1,87 @@
+"""The documentation runs: its Python blocks, its command lines, and its list of public names."""
+
+import importlib
+import re
+import shlex
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from jsonargparse import capture_parser
+from PIL import Image
+
+from pgnn_geo import cli
+from pgnn_geo.datasets import VOC_CLASSES
+from pgnn_geo.masks import save_mask
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the pages assume to be there: `photos` with a CSV, and VOC in `VOCdevkit/VOC2012`."""
+    voc = tmp_path / "VOCdevkit" / "VOC2012"
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    (voc / "JPEGImages").mkdir(parents=True)
+    (voc / "ImageSets" / "Segmentation").mkdir(parents=True)
+    rows = ["image,labels"]
+    for index, name in enumerate(["cat", "dog", "cat", "dog", "cat", "dog"]):
+        image = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+        image.save(tmp_path / "photos" / f"{index}.jpg")
+        image.save(voc / "JPEGImages" / f"{index}.jpg")
+        mask = np.zeros((48, 64), dtype=np.uint8)
+        mask[10:30, 10:30] = VOC_CLASSES.index(name) + 1
+        save_mask(voc / "SegmentationClass" / f"{index}.png", mask)
+        rows.append(f"{index},{name}")
+    (tmp_path / "photos" / "labels.csv").write_text("\n".join(rows) + "\n")
+    (voc / "image_labels.csv").write_text("\n".join(rows) + "\n")
+    (voc / "ImageSets" / "Segmentation" / "train.txt").write_text("0\n1\n2\n3\n4\n5\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=name_of)
+def test_python_blocks_run(page: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Graph breaks show with this backend as well, and nothing waits for a compiler.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch.manual_seed(0)
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    for number, block in enumerate(blocks(page, "python"), start=1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), scope)
+
+
+def command_lines() -> list[str]:
+    lines = []
+    for page in [ROOT / "README.md", *PAGES]:
+        for block in blocks(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                lines += re.findall(r"pgnn-geo (?!\[).*?(?=$| &&)", line)
+    return sorted(set(lines))
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_command_lines_parse(line: str) -> None:
+    parser = capture_parser(cli.main)
+    parser.exit_on_error = False
+    parser.parse_args(shlex.split(line, comments=True)[1:])
+
+
+@pytest.mark.parametrize("package", ["graph", "nn", "datasets", "losses", "labels", "viz"])
+def test_public_names_are_documented(package: str) -> None:
+    names = importlib.import_module(f"pgnn_geo.{package}").__all__
+    text = (ROOT / "docs" / "api" / f"{package}.md").read_text()
+    missing = [name for name in names if not re.search(rf"\.{name}$", text, re.MULTILINE)]
+    assert not missing
