@@ -4,7 +4,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pgnn_geo.errors import InputError
 
@@ -19,7 +19,7 @@ try:
     from pgnn_geo import pipeline
     from pgnn_geo.config import DataConfig, LabelConfig, ModelConfig, ModelName, RunConfig
     from pgnn_geo.files import write_json
-    from pgnn_geo.labels.attention_maps import MapConfig
+    from pgnn_geo.labels.inference import MapConfig
     from pgnn_geo.training.attention import AttentionTrainingConfig
 except ModuleNotFoundError as error:
     raise SystemExit(
@@ -213,7 +213,7 @@ def main(args: list[str] | None = None) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):  # which set INFO when imported
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        commands = [demo, run, train, label, evaluate, doctor]
+        commands: list[Any] = [demo, run, train, label, evaluate, doctor]
         auto_cli(commands, args=args, prog="pgnn-geo", as_positional=False)
     except InputError as error:
         print(f"pgnn-geo: error: {error}", file=sys.stderr)

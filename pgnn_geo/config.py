@@ -4,8 +4,8 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from pgnn_geo.datasets import Shapes, TaggedDataset, TaggedFolder, VOC2012
-from pgnn_geo.labels.attention_maps import MapConfig
+from pgnn_geo.datasets import VOC2012, Shapes, TaggedDataset, TaggedFolder
+from pgnn_geo.labels.inference import MapConfig
 from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.backbones import BackboneName
 from pgnn_geo.training.attention import AttentionTrainingConfig
@@ -90,7 +90,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """From attention maps to label images, see :func:`~pgnn_geo.labels.seeds`.
+    """From attention maps to label images, see :func:`~pgnn_geo.labels.seed_labels`.
 
     Args:
         background (float): Constant background score.

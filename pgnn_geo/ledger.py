@@ -12,7 +12,8 @@ class SupervisionLedger:
 
     Args:
         tags (str, optional): Source of the image tags, e.g. :obj:`"image_labels.csv"`.
-        weights (str, optional): Pretrained weights, e.g. :obj:`"VGG16_Weights.IMAGENET1K_FEATURES"`.
+        weights (str, optional): Pretrained weights, e.g.
+            :obj:`"VGG16_Weights.IMAGENET1K_FEATURES"`.
         boxes (str, optional): Source of boxes drawn by people, if any.
         saliency (str, optional): Saliency model, if any.
         masks (str, optional): Source of true masks used in *training*, if any.

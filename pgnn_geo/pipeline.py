@@ -1,5 +1,6 @@
 """The whole job: check, train CAM and P-GNN, label, evaluate; a second call resumes it."""
 
+import hashlib
 import json
 import shutil
 import time
@@ -20,8 +21,8 @@ from pgnn_geo.config import DataConfig, LabelConfig, ModelConfig, ModelName, Run
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
 from pgnn_geo.files import write_json
-from pgnn_geo.labels.attention_maps import MapConfig, attention_maps
-from pgnn_geo.labels.seeds import seeds
+from pgnn_geo.labels.inference import MapConfig, attention_maps
+from pgnn_geo.labels.seeds import seed_labels
 from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.masks import load_mask, save_mask
 from pgnn_geo.metrics import ConfusionMatrix, SegmentationScores
@@ -79,10 +80,9 @@ def claim_folder(out: Path, config: RunConfig) -> None:
     path = out / "config.json"
     try:
         if path.is_file():
-            found = json.loads(path.read_text())
-            if found != wanted:
+            if difference := _difference(json.loads(path.read_text()), wanted):
                 raise InputError(
-                    f"{out} holds a run of another configuration ({_difference(found, wanted)}). "
+                    f"{out} holds a run of another configuration ({difference}). "
                     "Choose another --out, or repeat the first command to resume that run."
                 )
         else:
@@ -157,27 +157,47 @@ def label(
 ) -> Path:
     """Write the pseudo-labels of a trained model as :obj:`out/ID.png`, unless all are there.
 
+    :obj:`out/labels.json`, written last, says what they were made from.
+
     Raises:
-        InputError: If the model was trained for other classes.
+        InputError: If the model was trained for other classes, if :obj:`out` holds labels made
+            from something else, or if it cannot be written.
     """
-    done = out / "ledger.json"  # written last
+    model, classes, ledger = load_attention_model(checkpoint)
+    if classes != dataset.classes:
+        raise InputError(
+            f"{checkpoint} knows the classes {', '.join(classes)}; "
+            f"the data set has {', '.join(dataset.classes)}."
+        )
+    record = {
+        "model": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
+        "images": len(dataset),
+        "maps": asdict(maps),
+        "labels": asdict(labels),
+        "supervision": ledger.to_dict(),
+    }
+    record = json.loads(json.dumps(record))
+    done = out / "labels.json"
     if done.is_file():
-        return out
-    with _step(f"label with {checkpoint}"):
-        model, classes, ledger = load_attention_model(checkpoint)
-        if classes != dataset.classes:
+        if difference := _difference(json.loads(done.read_text()), record):
             raise InputError(
-                f"{checkpoint} knows the classes {', '.join(classes)}; "
-                f"the data set has {', '.join(dataset.classes)}."
+                f"{out} holds labels made from something else ({difference}). "
+                "Choose another folder."
             )
+        return out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"Output folder {out} cannot be written: {error}") from error
+    with _step(f"label {out}"):
         attention = attention_maps(model, dataset, maps, stems, out.parent, progress)
         for index in progress(range(len(dataset)), "write labels", len(dataset)):
             item = dataset[index]
             height, width = item["size"].tolist()
             tagged = item["tags"].nonzero()[:, 0] + 1
-            mask = seeds(attention[index], (height, width), tagged, **asdict(labels))
+            mask = seed_labels(attention[index], (height, width), tagged, **asdict(labels))
             save_mask(out / f"{item['image_id']}.png", mask)
-        write_json(done, ledger.to_dict())
+        write_json(done, record)
     return out
 
 
@@ -229,8 +249,9 @@ def ledger_of(config: RunConfig, dataset: TaggedDataset) -> SupervisionLedger:
     """Return what a run of :obj:`config` is trained from."""
     entry = resolve_weights(config.network.backbone, config.network.weights)
     source = getattr(dataset, "tag_source", "given")
+    where = "folder" if config.data.data == "folder" else f"{config.data.data} {config.data.split}"
     return SupervisionLedger(
-        tags=f"{source} ({config.data.data} {config.data.split})",
+        tags=f"{source} ({where})",
         weights=None if entry is None else str(entry),
     )
 
@@ -248,10 +269,11 @@ def _step(title: str) -> Iterator[None]:
     console.print(f"{title}: {time.perf_counter() - start:.0f} s", highlight=False)
 
 
-def _difference(found: Any, wanted: Any, path: str = "") -> str:
-    """Name the first setting in which two configurations differ."""
+def _difference(found: Any, wanted: Any, path: str = "") -> str | None:
+    """Name the first setting in which two configurations differ; None if they are the same."""
+    if found == wanted:
+        return None
     if isinstance(found, dict) and isinstance(wanted, dict):
-        for key in {**found, **wanted}:
-            if found.get(key) != wanted.get(key):
-                return _difference(found.get(key), wanted.get(key), f"{path}.{key}".strip("."))
+        key = next(k for k in {**found, **wanted} if found.get(k) != wanted.get(k))
+        return _difference(found.get(key), wanted.get(key), f"{path}.{key}".strip("."))
     return f"{path}: {found!r} there, {wanted!r} asked for"

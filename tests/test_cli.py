@@ -75,7 +75,7 @@ def test_a_run_that_was_cut_off_is_completed_from_what_is_there(finished, shapes
     done, _ = finished
     out = tmp_path / "again"
     shutil.copytree(done, out)
-    for lost in ("metrics.json", "pgnn/labels/ledger.json", "pgnn/labels/train_00003.png"):
+    for lost in ("metrics.json", "pgnn/labels/labels.json", "pgnn/labels/train_00003.png"):
         (out / lost).unlink()
     model = (out / "pgnn" / "model.pt").stat().st_mtime_ns
     main(["run", f"--root={shapes_root}", f"--out={out}", *TINY, *MAPS])
@@ -94,13 +94,16 @@ def test_another_configuration_does_not_touch_a_run(finished, shapes_root, capsy
 
 def test_label_and_evaluate_by_themselves(finished, shapes_root, tmp_path, capsys):
     out, _ = finished
-    labels, figures = tmp_path / "labels", tmp_path / "scores.json"
+    labels, figures = tmp_path / "new" / "labels", tmp_path / "scores.json"
     data = [f"--root={shapes_root}"]
     main(["label", f"--checkpoint={out / 'pgnn' / 'model.pt'}", *data, f"--out={labels}", *MAPS])
     main(["evaluate", f"--labels={labels}", *data, f"--out={figures}"])
     metrics = json.loads((out / "metrics.json").read_text())["pgnn"]
     assert json.loads(figures.read_text())["miou"] == pytest.approx(metrics["miou"], abs=1e-6)
     assert "mean, all" in capsys.readouterr().out
+    with pytest.raises(SystemExit):  # another model may not write among these
+        main(["label", f"--checkpoint={out / 'cam' / 'model.pt'}", *data, f"--out={labels}", *MAPS])
+    assert "made from something else (model" in capsys.readouterr().err
 
 
 def test_train_the_baseline(shapes_root, tmp_path, capsys):

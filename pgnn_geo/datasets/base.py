@@ -1,10 +1,11 @@
 """What every data set of tagged photos shares: items, and one check of all files."""
 
+import copy
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -118,6 +119,12 @@ class TaggedDataset(Dataset[Item]):
             labels = self._table[mask].astype(np.uint8)
             item["mask"] = tv_tensors.Mask(torch.from_numpy(labels))
         return item if self.transform is None else self.transform(item)
+
+    def with_transform(self, transform: Transform | None) -> Self:
+        """The same photos under another transform; nothing is copied."""
+        other = copy.copy(self)
+        other.transform = transform
+        return other
 
     def check(self, decode: bool = True) -> list[str]:
         """Look for everything that would stop a run: all problems, one line each.

@@ -1,11 +1,11 @@
 """From attention maps to pseudo-labels."""
 
-from pgnn_geo.labels.attention_maps import MapConfig, attention_maps
 from pgnn_geo.labels.attention_store import AttentionStore
 from pgnn_geo.labels.export import read_coco, write_coco, write_voc_submission
+from pgnn_geo.labels.inference import MapConfig, attention_maps
 from pgnn_geo.labels.mutual import mutual_complement
 from pgnn_geo.labels.refine import DenseCRF, PixelAdaptiveRefinement
-from pgnn_geo.labels.seeds import background_score, seeds
+from pgnn_geo.labels.seeds import background_score, seed_labels
 
 __all__ = [
     "AttentionStore",
@@ -16,7 +16,7 @@ __all__ = [
     "background_score",
     "mutual_complement",
     "read_coco",
-    "seeds",
+    "seed_labels",
     "write_coco",
     "write_voc_submission",
 ]

@@ -1,6 +1,5 @@
 """Features of a whole data set: frozen stems kept between runs, final features per view."""
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -44,8 +43,7 @@ def photo_batches(
     dataset: TaggedDataset, view: View, batch_size: int = 8, workers: int = 1
 ) -> Iterator[Tensor]:
     """Yield the photos of a data set in order, as :obj:`[b, 3, size, size]` in :math:`[0, 1]`."""
-    photos = copy.copy(dataset)  # shallow: the same files under another transform
-    photos.transform = SquareTransform(view.size, flip=view.flip)
+    photos = dataset.with_transform(SquareTransform(view.size, flip=view.flip))
     loader = DataLoader(photos, batch_size=batch_size, num_workers=workers, collate_fn=_images)
     yield from loader
 
@@ -85,7 +83,7 @@ def stem_bank(
         view (View): Size and mirroring.
         progress (callable, optional): See :data:`Progress`.
     """
-    frozen = [backbone.mean, backbone.std]
+    frozen: list[Tensor] = [backbone.mean, backbone.std]
     for stage in backbone.stages[: backbone.frozen_stages]:
         frozen += [*stage.parameters(), *stage.buffers()]
     key = {
@@ -93,7 +91,7 @@ def stem_bank(
         "view": str(view),
         "stages": backbone.frozen_stages,
     }
-    device = backbone.mean.device
+    device = backbone.device
     photos = photo_batches(dataset, view)
     stems = (backbone.stem(images.to(device)) for images in photos)
     batches = progress(stems, f"frozen stages, {view}", -(-len(dataset) // 8))
@@ -109,7 +107,7 @@ def feature_batches(
     batch_size: int = 8,
 ) -> Iterator[Tensor]:
     """Yield final features :obj:`[b, C, h, w]` of every photo, from its stem where there is one."""
-    device = backbone.mean.device
+    device = backbone.device
     if stems is None:
         for images in photo_batches(dataset, view, batch_size):
             yield backbone(images.to(device))

@@ -35,7 +35,7 @@ def background_score(
     return torch.full_like(peak, background)
 
 
-def seeds(
+def seed_labels(
     attention: Tensor,
     size: tuple[int, int] | None = None,
     classes: Tensor | None = None,

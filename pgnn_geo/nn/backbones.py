@@ -1,11 +1,12 @@
 r"""Backbone trunks: images in, one feature map at a chosen output stride out."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet101_Weights, VGG16_Weights, WeightsEnum
+from torchvision.models.resnet import Bottleneck
 from torchvision.models.vgg import make_layers
 
 from pgnn_geo.errors import InputError
@@ -34,6 +35,9 @@ class Backbone(nn.Module):
         - **input:** images :math:`(B, 3, H, W)`, RGB in :math:`[0, 1]`
         - **output:** features :math:`(B, C, \lceil H/s \rceil, \lceil W/s \rceil)`
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -70,6 +74,11 @@ class Backbone(nn.Module):
             x = stage(x)
         return x * self.scale
 
+    @property
+    def device(self) -> torch.device:
+        """Where the backbone is."""
+        return self.mean.device
+
     def set_output_stride(self, output_stride: int) -> "Backbone":
         """Set strides and dilations, in place.
 
@@ -98,7 +107,7 @@ class Backbone(nn.Module):
         """Stop gradients in the first :obj:`stages` stages (0 to :obj:`len(self.stages)`)."""
         if not 0 <= stages <= len(self.stages):
             raise InputError(
-                f"'freeze_stages' must lie in 0..{len(self.stages)} for this backbone, got {stages}."
+                f"'freeze_stages' of this backbone must lie in 0..{len(self.stages)}, got {stages}."
             )
         for i, stage in enumerate(self.stages):
             stage.requires_grad_(i >= stages)
@@ -124,7 +133,7 @@ class VGGBackbone(Backbone):
         **kwargs: See :class:`Backbone`.
     """
 
-    def __init__(self, features: nn.Sequential, **kwargs):
+    def __init__(self, features: nn.Sequential, **kwargs: Any):
         stages, stage = nn.ModuleList(), nn.Sequential()
         for layer in features:
             if isinstance(layer, nn.MaxPool2d):  # a pool opens the next stage; the last is unused
@@ -144,7 +153,7 @@ class VGGBackbone(Backbone):
     def _set_output_stride(self, output_stride: int) -> None:
         stride, dilation = 1, 1
         for stage in self.stages:
-            for layer in stage:
+            for layer in stage.children():
                 if isinstance(layer, nn.MaxPool2d):
                     if stride < output_stride:
                         stride *= 2
@@ -166,7 +175,7 @@ class ResNetBackbone(Backbone):
         **kwargs: See :class:`Backbone`.
     """
 
-    def __init__(self, resnet: torchvision.models.ResNet, **kwargs):
+    def __init__(self, resnet: torchvision.models.ResNet, **kwargs: Any):
         stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
         stages = nn.ModuleList([stem, resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4])
         super().__init__(stages, out_channels=resnet.fc.in_features, **kwargs)
@@ -178,12 +187,15 @@ class ResNetBackbone(Backbone):
             if stage_stride > 1 and stride >= output_stride:
                 dilation, stage_stride = dilation * stage_stride, 1
             stride *= stage_stride
-            for i, block in enumerate(stage):
+            for i, block in enumerate(stage.children()):
                 d = first_dilation if i == 0 else dilation  # as torchvision's own dilation
+                assert isinstance(block, Bottleneck)
                 block.conv2.dilation = block.conv2.padding = (d, d)
                 block.conv2.stride = (stage_stride, stage_stride) if i == 0 else (1, 1)
-                if i == 0 and block.downsample is not None:
-                    block.downsample[0].stride = (stage_stride, stage_stride)
+                if i == 0 and isinstance(block.downsample, nn.Sequential):
+                    shortcut = block.downsample[0]
+                    assert isinstance(shortcut, nn.Conv2d)
+                    shortcut.stride = (stage_stride, stage_stride)
 
 
 #: The weights that ``weights="DEFAULT"`` stands for. VGG-16: the Caffe weights that the
@@ -294,6 +306,6 @@ def load_weights(entry: WeightsEnum) -> dict[str, Tensor]:
         filename = entry.url.rsplit("/", 1)[-1]
         raise InputError(
             f"Pretrained weights {entry} could not be loaded ({error}). Put the file {filename!r} "
-            f"into {torch.hub.get_dir()}/checkpoints (set TORCH_HOME to choose the folder), connect "
+            f"into {torch.hub.get_dir()}/checkpoints (TORCH_HOME chooses the folder), connect "
             "to the network, or pass weights=None to start from random weights."
         ) from error

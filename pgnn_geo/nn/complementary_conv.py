@@ -14,7 +14,7 @@ from torch_geometric.utils import is_sparse, softmax
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph.checks import describe
 from pgnn_geo.graph.edges import complete_edge_index
-from pgnn_geo.nn.class_embedding import ClassEmbedding
+from pgnn_geo.nn.class_embedding import ClassEmbedding, ClassRelation
 from pgnn_geo.nn.dense_attention import grouped_attention, make_groups
 from pgnn_geo.nn.sparse_attention import edge_attention
 
@@ -30,13 +30,13 @@ class ComplementaryConv(MessagePassing):
         \mathbf{x}^{\prime}_{\alpha,u} = \mathbf{W}_O \, \big\Vert_{m=1}^{H}
         \sum_{\beta \in \mathcal{N}(\alpha)} E^m_{\alpha\beta} \mathbf{W}^m_V \mathbf{x}_{\beta,u}
 
-    The weights compare the nodes' means over positions :math:`\mathbf{n}_{\alpha}` and class
-    embeddings :math:`\mathbf{e}_{\alpha}`:
+    The weights compare the nodes' means over positions :math:`\mathbf{n}_{\alpha}`, with a bias
+    :math:`b^m_{\alpha\beta}` of their classes:
 
     .. math::
         E^m_{\alpha\beta} = \mathrm{softmax}_{\beta} \left( \frac{
-        (\mathbf{W}^m_Q (\mathbf{n}_{\alpha} + \mathbf{e}_{\alpha}))^{\top}
-        \mathbf{W}^m_K (\mathbf{n}_{\beta} + \mathbf{e}_{\beta})}{\sqrt{d}} \right)
+        (\mathbf{W}^m_Q \mathbf{n}_{\alpha})^{\top} \mathbf{W}^m_K \mathbf{n}_{\beta}}{\sqrt{d}}
+        + b^m_{\alpha\beta} \right)
 
     On :obj:`edge_index` it passes messages. On :obj:`batch` or :obj:`batch_size` it joins all nodes
     of a group, loops included, by dense attention without edges. Both give the same numbers. Hooks
@@ -48,12 +48,13 @@ class ComplementaryConv(MessagePassing):
         out_channels (int, optional): Channels of the output, all heads together.
             (default: :obj:`in_channels` of the targets)
         heads (int): Number of attention heads. (default: :obj:`8`)
-        num_classes (int, optional): Number of foreground classes :math:`K` of the class embedding;
-            none without it. (default: :obj:`None`)
-        class_embedding (str, optional): :obj:`"attention"` adds it to the inputs of
-            :math:`\mathbf{W}_Q` and :math:`\mathbf{W}_K` only. :obj:`"input"` adds it to the nodes,
-            as the paper words it: where classes come from image tags, a classifier can read them
-            off such nodes. :obj:`None` for no embedding. (default: :obj:`"attention"`)
+        num_classes (int, optional): Number of foreground classes :math:`K` of nodes that have one.
+            (default: :obj:`None`)
+        class_embedding (str, optional): What the classes do. With :obj:`"attention"` they are a
+            :class:`~pgnn_geo.nn.class_embedding.ClassRelation` on the weights, and cannot be told
+            from the output. With :obj:`"input"` a :class:`ClassEmbedding` is added to the nodes, as
+            the paper words it: where classes come from image tags, a classifier can read them off
+            such nodes. :obj:`None` for nothing. (default: :obj:`"attention"`)
         concat (bool): Whether heads share the output channels, or are averaged at full width each.
             (default: :obj:`True`)
         beta (bool): Whether to mix in the target by a gate, as
@@ -107,8 +108,9 @@ class ComplementaryConv(MessagePassing):
         self.out_channels = out_channels
         self.heads = heads
         self.head_channels = out_channels // heads if concat else out_channels
+        self._scale = self.head_channels**-0.5
         self.num_classes = num_classes
-        self.class_embedding = None if num_classes is None else class_embedding
+        self.class_embedding = class_embedding
         self.concat = concat
         self.beta = beta
         self.dropout = dropout
@@ -122,21 +124,23 @@ class ComplementaryConv(MessagePassing):
         self.lin_edge = None if edge_dim is None else Linear(edge_dim, heads, bias=False)
         self.lin_skip = Linear(target, out_channels, bias=bias) if beta else None
         self.lin_beta = Linear(3 * out_channels, 1, bias=False) if beta else None
-        self.embedding = None
-        if num_classes is not None and class_embedding is not None:
+        self.class_module: ClassEmbedding | ClassRelation | None = None
+        if num_classes is not None and class_embedding == "attention":
+            self.class_module = ClassRelation(num_classes, heads)
+        elif num_classes is not None and class_embedding == "input":
             if source != target or source < 1:
                 raise InputError(
                     "`num_classes`: expected None unless sources and targets have the same, known "
                     f"number of channels, got {num_classes} with in_channels={in_channels}"
                 )
-            self.embedding = ClassEmbedding(num_classes, source)
+            self.class_module = ClassEmbedding(num_classes, source)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
         super().reset_parameters()
         for module in self.children():
-            if isinstance(module, Linear | ClassEmbedding):
+            if isinstance(module, Linear | ClassEmbedding | ClassRelation):
                 module.reset_parameters()
 
     def forward(
@@ -166,8 +170,7 @@ class ComplementaryConv(MessagePassing):
                 :obj:`batch_size` are given, or :obj:`batch_size` without :obj:`batch`, the host
                 never waits for the device. (default: :obj:`None`)
             node_class (torch.Tensor or (torch.Tensor, torch.Tensor), optional): The class of each
-                node, 0 for background; needed if the layer has a class embedding.
-                (default: :obj:`None`)
+                node, 0 for background; needed if the layer uses classes. (default: :obj:`None`)
             return_attention_weights (bool): Whether to return the edges and their weights before
                 dropout, too. (default: :obj:`False`)
 
@@ -193,6 +196,10 @@ class ComplementaryConv(MessagePassing):
         V, P, H, D = source.size(0), source.size(1), self.heads, self.head_channels
         query = self.lin_query(n_target).view(-1, H, D)
         key = self.lin_key(n_source).view(-1, H, D)
+        if isinstance(self.class_module, ClassRelation):
+            relation = self.class_module.query(classes[1]) / self._scale
+            query = torch.cat([query, relation.to(query.dtype)], dim=-1)  # [V, H, D + K + 1]
+            key = torch.cat([key, self.class_module.key(classes[0]).to(key.dtype)], dim=-1)
         value = self.lin_value(source).view(V, P, H, D)
 
         alpha: OptTensor
@@ -202,7 +209,9 @@ class ComplementaryConv(MessagePassing):
                 edge_index = complete_edge_index(groups.ptr, device=source.device)
         if fused and not self._is_observed():
             dropout = self.dropout if self.training else 0.0
-            out, alpha = grouped_attention(query, key, value, groups, dropout, edge_index)
+            out, alpha = grouped_attention(
+                query, key, value, groups, self._scale, dropout, edge_index
+            )
         else:
             value = value.transpose(1, 2).flatten(2)  # [V, H, P * D]: positions travel together
             out, alpha = self._pass_messages(query, key, value, edge_index, edge_attr)
@@ -233,7 +242,7 @@ class ComplementaryConv(MessagePassing):
         edge_index = edge_index if self.flow == "source_to_target" else edge_index.flip(0)
         bias = None if self.lin_edge is None else self.lin_edge(edge_attr)
         dropout = self.dropout if self.training else 0.0
-        return edge_attention(query, key, value, edge_index, bias, dropout)
+        return edge_attention(query, key, value, edge_index, self._scale, bias, dropout)
 
     def edge_update(
         self,
@@ -245,7 +254,7 @@ class ComplementaryConv(MessagePassing):
         size_i: Optional[int],  # noqa: UP045 (PyG reads annotations, and not this form)
     ) -> Tensor:
         """Return the weight of each edge and head."""
-        logits = (query_i * key_j).sum(dim=-1) * self.head_channels**-0.5  # [E, H]
+        logits = (query_i * key_j).sum(dim=-1) * self._scale  # [E, H]
         if self.lin_edge is not None:
             logits = logits + self.lin_edge(edge_attr)
         return softmax(logits, index, ptr, size_i)
@@ -268,25 +277,22 @@ class ComplementaryConv(MessagePassing):
                 f"at least one channel and position, got {describe(x)}"
             )
         x = x.unsqueeze(1) if x.dim() == 2 else x.flatten(2).mT.contiguous()
-        embedding = None
-        if self.embedding is not None:
-            if (
-                node_class is None
-                or node_class.shape != x.shape[:1]
-                or node_class.device != x.device
-            ):
-                raise InputError(
-                    f"`node_class`: expected integers [{x.size(0)}] on {x.device}, one class per "
-                    f"node, got {describe(node_class)}"
-                )
-            embedding = self.embedding(node_class)
-            if self.class_embedding == "input":
-                x, embedding = x + embedding.unsqueeze(1), None
+        if self.class_module is not None and (
+            not isinstance(node_class, Tensor)
+            or node_class.shape != x.shape[:1]
+            or node_class.device != x.device
+        ):
+            raise InputError(
+                f"`node_class`: expected integers [{x.size(0)}] on {x.device}, one class per node, "
+                f"got {describe(node_class)}"
+            )
+        if isinstance(self.class_module, ClassEmbedding):
+            x = x + self.class_module(node_class).unsqueeze(1)
         node = x.mean(dim=1) if x.size(1) > 1 else x.squeeze(1)
         # One NaN spreads over its group. Elsewhere than on the CPU, looking would be waiting.
         if node.is_cpu and not is_compiling() and node.sum().isnan():
             raise InputError(f"`{name}`: expected numbers, got NaN among them")
-        return x, node if embedding is None else node + embedding
+        return x, node
 
     def _check_edges(
         self, edge_index: Adj, edge_attr: OptTensor, source: Tensor, target: Tensor

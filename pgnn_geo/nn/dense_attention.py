@@ -135,16 +135,18 @@ def grouped_attention(
     key: Tensor,
     value: Tensor,
     groups: Groups,
+    scale: float,
     dropout: float = 0.0,
     edge_index: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Let all nodes of each group attend to each other.
 
     Args:
-        query: Queries [V, H, D].
-        key: Keys [V, H, D].
+        query: Queries [V, H, D'].
+        key: Keys [V, H, D'].
         value: Values [V, P, H, D].
         groups: Where the groups are.
+        scale: Factor on the products of queries and keys.
         dropout: Dropout probability of the attention weights.
         edge_index: If given, the edges of the complete graphs whose weights are returned, too.
 
@@ -156,9 +158,9 @@ def grouped_attention(
         q, k, v = (_batched(t, bucket) for t in (query.unsqueeze(1), key.unsqueeze(1), value))
         mask = None if bucket.mask is None else bucket.mask[:, None, None, :]  # [g, 1, 1, n]
         if edge_index is None:
-            out = _attend(q, k, v, mask, dropout)
+            out = _attend(q, k, v, mask, scale, dropout)
         else:
-            out, alpha = _attend_weights(q, k, v, mask, dropout)
+            out, alpha = _attend_weights(q, k, v, mask, scale, dropout)
             alphas.append(alpha.permute(0, 2, 3, 1).flatten(0, 2))  # [g * n * n, H]
         out = out.unflatten(-1, (value.size(1), value.size(3)))  # [g, H, n, P, D]
         outs.append(out.permute(0, 2, 3, 1, 4).flatten(0, 1))  # [g * n, P, H, D]
@@ -187,28 +189,30 @@ def _batched(t: Tensor, bucket: Bucket) -> Tensor:
 
 
 def _attend_weights(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float
 ) -> tuple[Tensor, Tensor]:
-    alpha = (q * q.size(-1) ** -0.5) @ k.mT  # [g, H, n, n]
+    alpha = (q * scale) @ k.mT  # [g, H, n, n]
     if mask is not None:
         alpha = alpha.masked_fill(~mask, float("-inf"))
     alpha = alpha.softmax(dim=-1)
     return F.dropout(alpha, dropout) @ v, alpha
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    if q.size(-1) == v.size(-1):
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout)
-    # The fused kernels want values as wide as the queries. Values with positions are wider: blocks
-    # of that many queries have weights no larger than the values, and making a block anew in the
-    # backward pass is cheap beside multiplying it with them. So memory stays linear in the nodes.
-    blocks = q.split(v.size(-1), dim=2)
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float
+) -> Tensor:
+    # The fused kernels want values as wide as the queries.
+    width = v.size(-1)
+    if width <= q.size(-1):
+        v = F.pad(v, (0, q.size(-1) - width)) if width < q.size(-1) else v
+        out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
+        return out[..., :width]
+    # Values with positions are wider. Blocks of as many queries have weights no larger than the
+    # values, and making a block anew in the backward pass is cheap beside multiplying it with them:
+    # so memory stays linear in the nodes.
+    blocks = q.split(width, dim=2)
     if len(blocks) == 1:
-        return _attend_weights(q, k, v, mask, dropout)[0]
-    return torch.cat(
-        [
-            checkpoint(_attend_weights, block, k, v, mask, dropout, use_reentrant=False)[0]
-            for block in blocks
-        ],
-        dim=2,
-    )
+        return _attend_weights(q, k, v, mask, scale, dropout)[0]
+    rest = (k, v, mask, scale, dropout)
+    blocks = [checkpoint(_attend_weights, b, *rest, use_reentrant=False)[0] for b in blocks]
+    return torch.cat(blocks, dim=2)

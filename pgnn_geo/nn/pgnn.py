@@ -152,7 +152,7 @@ class PGNN(nn.Module):
         boxes: list[Tensor] | None = None,
         box_class: list[Tensor] | None = None,
     ) -> PGNNOutput:
-        """Run everything after the backbone on features :obj:`[B, C, h, w]` (see :meth:`forward`)."""
+        """Run what follows the backbone on features :obj:`[B, C, h, w]`, see :meth:`forward`."""
         batch, backbone_logits = None, None
         if self.backbone_decoder is not None:
             backbone_logits = self.backbone_decoder(features)[1]

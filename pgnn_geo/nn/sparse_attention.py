@@ -91,6 +91,7 @@ def edge_attention(
     key: Tensor,
     value: Tensor,
     edge_index: Tensor,
+    scale: float,
     bias: Tensor | None,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
@@ -101,6 +102,7 @@ def edge_attention(
         key: Keys [M, H, D].
         value: Values [M, H, D'].
         edge_index: Edges [2, E], sources first.
+        scale: Factor on the products of queries and keys.
         bias: Added to the logits [E, H].
         dropout: Dropout probability of the attention weights.
 
@@ -111,7 +113,7 @@ def edge_attention(
     order = edge_index[1].argsort(stable=True)
     source = Ends(edge_index[0, order], key.size(0))
     target = Ends(edge_index[1, order], query.size(0), is_sorted=True)
-    logits = _EdgeDot.apply(query, key, target, source) * query.size(-1) ** -0.5
+    logits = _EdgeDot.apply(query, key, target, source) * scale
     if bias is not None:
         logits = logits + bias[order]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float))

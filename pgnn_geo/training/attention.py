@@ -1,6 +1,5 @@
 """Stage 1: training attention maps (P-GNN, or its CAM baseline) from image tags."""
 
-import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,11 +9,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pgnn_geo.datasets import ClassGroupSampler, TaggedDataset, TrainTransform, collate_groups
+from pgnn_geo.errors import InputError
 from pgnn_geo.labels.feature_bank import FeatureBank
 from pgnn_geo.labels.features import Progress, View, no_progress, stem_bank
 from pgnn_geo.losses import classification_loss
@@ -91,7 +92,7 @@ class AttentionModule(LightningModule):
         )
         return loss
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW on what is trained, and a polynomial decay per step."""
         backbone = [p for p in self.model.backbone.parameters() if p.requires_grad]
         inside = {id(p) for p in self.model.backbone.parameters()}
@@ -118,10 +119,11 @@ class StemDataset(Dataset):
         window (float): Side of the random window as a fraction of the whole. (default: :obj:`1.0`)
     """
 
-    def __init__(
-        self, dataset: TaggedDataset, banks: tuple[FeatureBank, ...], window: float = 1.0
-    ):
+    def __init__(self, dataset: TaggedDataset, banks: tuple[FeatureBank, ...], window: float = 1.0):
+        if dataset.tags is None:
+            raise InputError("Training needs image tags; this split has none.")
         self.dataset = dataset
+        self.tags = dataset.tags
         self.banks = banks
         side = banks[0].shape[-1]
         self.window = max(1, round(window * side))
@@ -136,7 +138,7 @@ class StemDataset(Dataset):
         rows, columns = slice(top, top + self.window), slice(left, left + self.window)
         return {
             "stem": self.banks[flip].read(index, rows, columns),
-            "tags": self.dataset.tags[index],
+            "tags": self.tags[index],
             "image_id": self.dataset.image_ids[index],
             "index": index,
         }
@@ -169,6 +171,9 @@ def train_attention(
 
     Returns:
         The trained model, in evaluation mode.
+
+    Raises:
+        InputError: If the data set has no tags.
     """
     config = config or AttentionTrainingConfig()
     seed_everything(config.seed, workers=True, verbose=False)
@@ -186,7 +191,7 @@ def train_attention(
         enable_model_summary=False,
         use_distributed_sampler=False,  # the group sampler shards by itself
         deterministic="warn",
-        log_every_n_steps=10,
+        log_every_n_steps=1,
     )
     last = out / "checkpoints" / "last.ckpt"
     loader = group_loader(model, dataset, config, stem_folder or out / "stems", progress)
@@ -202,13 +207,14 @@ def group_loader(
     progress: Progress = no_progress,
 ) -> DataLoader:
     """Return the loader of groups of same-class photos that :obj:`config` describes."""
+    if dataset.tags is None:
+        raise InputError("Training needs image tags; this split has none.")
     if config.augment == "window":
         views = (View(config.size), View(config.size, flip=True))
         banks = [stem_bank(model.backbone, dataset, stem_folder, v, progress) for v in views]
-        photos: Dataset = StemDataset(dataset, tuple(banks), config.window)
+        photos: StemDataset | TaggedDataset = StemDataset(dataset, tuple(banks), config.window)
     else:
-        photos = copy.copy(dataset)
-        photos.transform = TrainTransform(config.size)
+        photos = dataset.with_transform(TrainTransform(config.size))
     sampler = ClassGroupSampler(
         dataset.tags, config.group_size, config.groups_per_batch, seed=config.seed
     )

@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 
+TruePrecision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -17,7 +18,7 @@ def has_fast_bfloat16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def resolve_precision(precision: Precision = "auto") -> str:
+def resolve_precision(precision: Precision = "auto") -> TruePrecision:
     """Return Lightning's name of the precision; :obj:`"auto"` takes bfloat16 where it is fast."""
     if precision != "auto":
         return precision

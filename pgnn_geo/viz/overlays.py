@@ -54,7 +54,10 @@ def overlay_sheet(
     width = max(picture.width for row in pictures for picture in row)
     sheet = Image.new(
         "RGB",
-        (len(titles) * (width + 4), _TITLE + len(rows) * (height + 4) + (_LEGEND if classes else 0)),
+        (
+            len(titles) * (width + 4),
+            _TITLE + len(rows) * (height + 4) + (_LEGEND if classes else 0),
+        ),
         "white",
     )
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)

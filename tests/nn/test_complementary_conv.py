@@ -21,6 +21,11 @@ def groups_of(sizes: list[int]) -> tuple[Tensor, Tensor]:
     return torch.arange(len(sizes)).repeat_interleave(size), F.pad(size.cumsum(0), (1, 0))
 
 
+def with_classes(conv: ComplementaryConv) -> ComplementaryConv:
+    torch.nn.init.normal_(conv.class_module.weight)  # starts at zero
+    return conv
+
+
 def gradients(out: Tensor, conv: ComplementaryConv, x: Tensor) -> list[Tensor]:
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
     return list(torch.autograd.grad((out * weight).sum(), [x, *conv.parameters()]))
@@ -36,7 +41,7 @@ def gradients(out: Tensor, conv: ComplementaryConv, x: Tensor) -> list[Tensor]:
 )
 def test_fused_equals_message_passing(sizes, positions, hints, concat, dtype):
     torch.manual_seed(0)
-    conv = ComplementaryConv(6, 8, heads=4, num_classes=3, concat=concat, beta=True).to(dtype)
+    conv = with_classes(ComplementaryConv(6, 8, 4, 3, concat=concat, beta=True)).to(dtype)
     batch, ptr = groups_of(sizes)
     x = torch.randn(batch.numel(), 6, *positions, dtype=dtype, requires_grad=True)
     node_class = torch.randint(0, 4, batch.shape)
@@ -178,7 +183,7 @@ def test_memory_is_linear_in_the_nodes(positions):
 @given(sizes=st.lists(st.integers(1, 8), min_size=1, max_size=5), data=st.data())
 def test_equivariance(sizes, data):
     torch.manual_seed(0)
-    conv = ComplementaryConv(8, heads=2, num_classes=3).double()
+    conv = with_classes(ComplementaryConv(8, heads=2, num_classes=3)).double()
     batch, ptr = groups_of(sizes)
     x = torch.randn(batch.numel(), 8, 2, dtype=torch.double)
     node_class = torch.randint(0, 4, batch.shape)
@@ -215,7 +220,7 @@ def test_weights_sum_to_one_and_weigh_before_dropout(fused):
     conv = ComplementaryConv(8, heads=2, dropout=0.5)
     batch, ptr = groups_of([3, 6, 4])
     kwargs = {"batch": batch} if fused else {"edge_index": complete_edge_index(ptr)}
-    out, (edge_index, alpha) = conv(torch.randn(13, 8), **kwargs, return_attention_weights=True)
+    _, (edge_index, alpha) = conv(torch.randn(13, 8), **kwargs, return_attention_weights=True)
     total = torch.zeros(13, 2).index_add(0, edge_index[1], alpha)
     torch.testing.assert_close(total, torch.ones(13, 2))
     assert alpha.shape == (9 + 36 + 16, 2) and (edge_index[1].diff() >= 0).all()
@@ -241,7 +246,8 @@ def test_dropout_keeps_the_expectation():
 @pytest.mark.parametrize("fused", [True, False])
 def test_gradcheck(positions, fused):
     torch.manual_seed(0)
-    conv = ComplementaryConv(4, heads=2, num_classes=2, edge_dim=None if fused else 3).double()
+    conv = ComplementaryConv(4, heads=2, num_classes=2, edge_dim=None if fused else 3)
+    conv = with_classes(conv).double()
     batch, ptr = groups_of([2, 3])
     x = torch.randn(5, 4, *positions, dtype=torch.double, requires_grad=True)
     edge_index, node_class = complete_edge_index(ptr), torch.tensor([0, 1, 2, 1, 0])
@@ -308,7 +314,7 @@ def test_bad_input_is_named():
         ("class_embedding", {"class_embedding": "value"}),
         ("dropout", {"dropout": 1.0}),
         ("num_classes", {"num_classes": 0}),
-        ("num_classes", {"in_channels": (8, 6), "num_classes": 3}),
+        ("num_classes", {"in_channels": (8, 6), "num_classes": 3, "class_embedding": "input"}),
     ]:
         with pytest.raises(InputError, match=f"`{name}`"):
             ComplementaryConv(**{"in_channels": 8, "heads": 2} | kwargs)

@@ -26,7 +26,8 @@ def test_repr_and_parameters():
     assert str(conv) == "ComplementaryConv(8, 16, heads=2)"
     assert str(ComplementaryConv((8, 4), heads=2)) == "ComplementaryConv((8, 4), 4, heads=2)"
     children = {name for name, _ in conv.named_children()} - {"aggr_module"}
-    assert children == {"lin_query", "lin_key", "lin_value", "lin_out", "embedding"}
+    assert children == {"lin_query", "lin_key", "lin_value", "lin_out", "class_module"}
+    torch.nn.init.ones_(conv.class_module.weight)
     before = copy.deepcopy(conv.state_dict())
     conv.reset_parameters()
     assert all(not torch.equal(before[name], value) for name, value in conv.state_dict().items())
@@ -164,7 +165,10 @@ def test_attention_explainer(fused):
     )
     mask = explainer(x, EDGES).edge_mask
     hidden = model.conv1(x, EDGES, return_attention_weights=True)
-    alphas = [hidden[1][1], model.conv2(hidden[0].relu(), EDGES, return_attention_weights=True)[1][1]]
+    alphas = [
+        hidden[1][1],
+        model.conv2(hidden[0].relu(), EDGES, return_attention_weights=True)[1][1],
+    ]
     torch.testing.assert_close(mask, torch.stack([a.mean(-1) for a in alphas], -1).mean(-1))
 
 

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from pgnn_geo.errors import InputError
 from pgnn_geo.graph import complete_edge_index
 from pgnn_geo.nn import ComplementaryConv
 
@@ -32,6 +31,7 @@ def _fresh_compiler():
 def test_compile_without_graph_breaks(path, positions):
     torch.manual_seed(0)
     conv = ComplementaryConv(8, heads=2, num_classes=3)
+    torch.nn.init.normal_(conv.class_module.weight)
     x = torch.randn(9, 8, *positions, requires_grad=True)
     kwargs = PATHS[path] | {"node_class": torch.arange(9) % 4}
     counter = CompileCounter()
@@ -58,11 +58,13 @@ def test_compile_with_inductor(path):
     torch.testing.assert_close(out, conv(x, **PATHS[path]), atol=1e-5, rtol=1e-4)
 
 
-def test_compile_asks_for_sizes():
-    conv = ComplementaryConv(8, heads=2)
-    compiled = torch.compile(conv, backend="eager")
-    with pytest.raises(InputError, match="`batch_size` and `max_num_nodes`"):
-        compiled(torch.randn(9, 8), batch=BATCH)
+def test_compile_without_sizes():
+    conv, x = ComplementaryConv(8, heads=2), torch.randn(9, 8)
+    out = torch.compile(conv, backend="eager")(x, batch=BATCH)  # one graph break
+    torch.testing.assert_close(out, conv(x, batch=BATCH))
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match="`batch_size` and `max_num_nodes`"):
+        torch.compile(conv, backend="eager", fullgraph=True)(x, batch=BATCH)
 
 
 @pytest.mark.parametrize("path", ["ragged", "equal", "sizes only"])

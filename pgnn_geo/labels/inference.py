@@ -89,7 +89,7 @@ def attention_maps(
         raise InputError("Attention maps need image tags; this split has none.")
     tags = dataset.tags.bool()
     training, stride = model.training, model.backbone.output_stride
-    device = model.backbone.mean.device
+    device = model.backbone.device
     model.eval()
     model.backbone.set_output_stride(config.output_stride)
     side = -(-config.size // config.output_stride)
@@ -149,7 +149,7 @@ def _class_scores(
     model: PGNN, features: FeatureBank, rows: TaggedMaps, config: MapConfig
 ) -> Tensor:
     """Return the score map :obj:`[R, h, w]` of every photo and tagged class."""
-    device = model.backbone.mean.device
+    device = model.backbone.device
     if model.blocks:  # [R, partners * group_size], the photo itself first in each group
         groups = partner_groups(
             rows.tags, partners=config.partners, group_size=config.group_size, seed=config.seed

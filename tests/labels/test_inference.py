@@ -5,8 +5,8 @@ import torch
 
 from pgnn_geo.datasets import Shapes, SquareTransform
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels.attention_maps import MapConfig, attention_maps
 from pgnn_geo.labels.features import View, stem_bank
+from pgnn_geo.labels.inference import MapConfig, attention_maps
 from pgnn_geo.nn import PGNN, normalize_attention
 
 CONFIG = MapConfig(size=64, flip=False)
