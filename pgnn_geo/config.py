@@ -1,7 +1,7 @@
 """What decides the outcome of a run: data, network, training, maps, labels."""
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from pgnn_geo.datasets import VOC2012, Shapes, TaggedDataset, TaggedFolder
@@ -68,7 +68,7 @@ class ModelConfig:
         grid (int): Patches per side.
         layers (int): Blocks.
         heads (int): Attention heads.
-        class_embedding (str, optional): Where the class embedding enters.
+        class_embedding (str, optional): What the classes of nodes do.
     """
 
     backbone: BackboneName = "vgg16"
@@ -110,3 +110,7 @@ class RunConfig:
     train: AttentionTrainingConfig = field(default_factory=AttentionTrainingConfig)
     maps: MapConfig = field(default_factory=MapConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
+
+    def maps_of(self, name: ModelName) -> MapConfig:
+        """Return how the maps of a model are inferred: the baseline's without propagation."""
+        return replace(self.maps, propagate="none") if name == "cam" else self.maps

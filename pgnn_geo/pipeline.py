@@ -64,8 +64,8 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
     for name in get_args(ModelName):
         train(config, name, out / name, dataset, stems=out / "stems")
     for name in get_args(ModelName):
-        model = out / name / "model.pt"
-        label(model, dataset, out / name / "labels", config.maps, config.labels, out / "stems")
+        model, folder = out / name / "model.pt", out / name / "labels"
+        label(model, dataset, folder, config.maps_of(name), config.labels, out / "stems")
     metrics = summarize(config, out, dataset)
     write_json(out / "metrics.json", metrics)
     shutil.rmtree(out / "stems", ignore_errors=True)  # gigabytes that only an unfinished run needs

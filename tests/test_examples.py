@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Protocol
@@ -99,3 +100,24 @@ def test_tagged_folder_lists_all_problems_before_training(
     message = str(error.value)
     assert "3 problem(s)" in message and "train_00001 has no tags" in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "script, arguments, words",
+    [
+        ("plug_into_gnn.py", "--groups 2 --epochs 2", "ComplementaryConv"),
+        ("explain_edges.py", "--epochs 1 --data DATA --out OUT/edges.png", "edges.png"),
+    ],
+)
+def test_graph_examples(run: Run, tmp_path: Path, script: str, arguments: str, words: str) -> None:
+    for name, path in (("DATA", tmp_path / "data"), ("OUT", tmp_path)):
+        arguments = arguments.replace(name, str(path))
+    assert words in run(script, *arguments.split())
+
+
+def test_gps_block() -> None:
+    # A process of its own: PyG's Sequential imports the script that defines the model anew.
+    command = [sys.executable, str(EXAMPLES / "gps_block.py"), "--graphs", "32", "--epochs", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    assert "GPSConv" in result.stdout

@@ -52,6 +52,11 @@ def _images(items: list[dict[str, Any]]) -> Tensor:
     return torch.stack([item["image"].as_subclass(Tensor) for item in items])
 
 
+def _on(device: torch.device, x: Tensor) -> Tensor:
+    """Move a batch; channels last, in which convolutions without gradients run faster."""
+    return x.to(device, memory_format=torch.channels_last)
+
+
 def _digest(dataset: TaggedDataset, tensors: Iterable[Tensor]) -> str:
     """Digest of the photos (names, sizes and dates of the files) and of network weights."""
     digest = hashlib.sha256()
@@ -93,7 +98,7 @@ def stem_bank(
     }
     device = backbone.device
     photos = photo_batches(dataset, view)
-    stems = (backbone.stem(images.to(device)) for images in photos)
+    stems = (backbone.stem(_on(device, images)) for images in photos)
     batches = progress(stems, f"frozen stages, {view}", -(-len(dataset) // 8))
     return FeatureBank.build(folder / f"stem-{view}.npy", batches, len(dataset), key)
 
@@ -110,8 +115,8 @@ def feature_batches(
     device = backbone.device
     if stems is None:
         for images in photo_batches(dataset, view, batch_size):
-            yield backbone(images.to(device))
+            yield backbone(_on(device, images))
     else:
         for start in range(0, len(dataset), batch_size):
             rows = list(range(start, min(start + batch_size, len(dataset))))
-            yield backbone.trunk(stems[rows].to(device))
+            yield backbone.trunk(_on(device, stems[rows]))

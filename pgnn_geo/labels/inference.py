@@ -39,7 +39,7 @@ class MapConfig:
     flip: bool = True
     partners: int = 3
     group_size: int = 3
-    propagate: PropagationName = "none"
+    propagate: PropagationName = "prototypes"
     propagation_partners: int = 10
     output_stride: int = 8
     seed: int = 0

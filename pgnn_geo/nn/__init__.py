@@ -1,7 +1,7 @@
 """Layers and models."""
 
 from pgnn_geo.nn.backbones import Backbone, build_backbone
-from pgnn_geo.nn.class_embedding import ClassEmbedding
+from pgnn_geo.nn.class_embedding import ClassEmbedding, ClassRelation
 from pgnn_geo.nn.complementary_block import ComplementaryBlock
 from pgnn_geo.nn.complementary_conv import ComplementaryConv
 from pgnn_geo.nn.decoder import AttentionDecoder, normalize_attention
@@ -16,6 +16,7 @@ __all__ = [
     "Backbone",
     "ClassEmbedding",
     "ClassPrototypes",
+    "ClassRelation",
     "ComplementaryBlock",
     "ComplementaryConv",
     "CongenericPropagation",

@@ -51,7 +51,7 @@ class ComplementaryConv(MessagePassing):
         num_classes (int, optional): Number of foreground classes :math:`K` of nodes that have one.
             (default: :obj:`None`)
         class_embedding (str, optional): What the classes do. With :obj:`"attention"` they are a
-            :class:`~pgnn_geo.nn.class_embedding.ClassRelation` on the weights, and cannot be told
+            :class:`ClassRelation` on the weights, and cannot be told
             from the output. With :obj:`"input"` a :class:`ClassEmbedding` is added to the nodes, as
             the paper words it: where classes come from image tags, a classifier can read them off
             such nodes. :obj:`None` for nothing. (default: :obj:`"attention"`)
@@ -256,6 +256,8 @@ class ComplementaryConv(MessagePassing):
         """Return the weight of each edge and head."""
         logits = (query_i * key_j).sum(dim=-1) * self._scale  # [E, H]
         if self.lin_edge is not None:
+            if edge_attr is None:  # of a sparse matrix without values
+                raise InputError(f"`edge_attr`: expected [E, {self.edge_dim}], got None")
             logits = logits + self.lin_edge(edge_attr)
         return softmax(logits, index, ptr, size_i)
 

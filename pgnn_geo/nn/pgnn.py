@@ -45,7 +45,8 @@ class PGNN(nn.Module):
             plus one background node per image, and :obj:`grid` is unused. (default: :obj:`None`)
         layers (int): Number of blocks :math:`L`; 0 for the CAM baseline. (default: :obj:`1`)
         heads (int): Attention heads. (default: :obj:`8`)
-        class_embedding (str, optional): Where the class embedding of a node enters (Eq. 4):
+        class_embedding (str, optional): What the classes of nodes do (Eq. 4), see
+            :class:`ComplementaryConv`:
             :obj:`"attention"`, :obj:`"input"` or :obj:`None`. (default: :obj:`"attention"`)
         weights (str, optional): Pretrained weights, see
             :func:`~pgnn_geo.nn.backbones.resolve_weights`. (default: :obj:`"DEFAULT"`)

@@ -34,13 +34,18 @@ class Ends:
         return F.pad(count.cumsum(0), (1, 0))
 
 
-class _EdgeDot(torch.autograd.Function):
+class _EdgeFunction(torch.autograd.Function):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.ends = inputs[2:]
+
+
+class _EdgeDot(_EdgeFunction):
     """Dot products of both ends of each edge: [N, H, D], [M, H, D] -> [E, H]."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, target: Ends, source: Ends) -> Tensor:
-        ctx.save_for_backward(a, b)
-        ctx.ends = target, source
+    def forward(a: Tensor, b: Tensor, target: Ends, source: Ends) -> Tensor:
         heads = a.shape[1:]
         a, b = a.flatten(1), b.flatten(1)
         ends = zip(target.node.split(BLOCK), source.node.split(BLOCK), strict=True)
@@ -56,13 +61,11 @@ class _EdgeDot(torch.autograd.Function):
         return grad_a, grad_b, None, None
 
 
-class _EdgeSum(torch.autograd.Function):
+class _EdgeSum(_EdgeFunction):
     """Sums of weighted sources at their targets: [E, H], [M, H, D] -> [N, H, D]."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, b: Tensor, target: Ends, source: Ends) -> Tensor:
-        ctx.save_for_backward(weight, b)
-        ctx.ends = target, source
+    def forward(weight: Tensor, b: Tensor, target: Ends, source: Ends) -> Tensor:
         (E, H), D = weight.shape, b.size(2)
         node = source.node
         if target.order is not None:

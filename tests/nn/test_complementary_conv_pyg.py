@@ -13,7 +13,9 @@ from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GPSConv, Linear, global_mean_pool
 from torch_geometric.testing import assert_module
+from torch_geometric.utils import coalesce, to_torch_coo_tensor
 
+from pgnn_geo.errors import InputError
 from pgnn_geo.graph import complete_edge_index
 from pgnn_geo.nn import ComplementaryConv
 
@@ -50,6 +52,16 @@ def test_layouts(edge_dim):
             test_sparse_layouts=[],
             atol=1e-6,
         )
+
+
+def test_edge_features_of_a_sparse_matrix():
+    torch.manual_seed(0)
+    conv, x = ComplementaryConv(8, heads=2, edge_dim=3), torch.randn(5, 8)
+    edge_index, edge_attr = coalesce(torch.randint(0, 5, (2, 12)), torch.randn(12, 3))
+    adj_t = to_torch_coo_tensor(edge_index.flip(0), edge_attr, size=(5, 5))
+    torch.testing.assert_close(conv(x, adj_t), conv(x, edge_index, edge_attr))
+    with pytest.raises(InputError, match="`edge_attr`"):
+        conv(x, to_torch_coo_tensor(edge_index.flip(0), size=(5, 5)))
 
 
 def test_bipartite_and_lazy():

@@ -149,3 +149,19 @@ def test_deterministic_mode(path):
         assert torch.equal(*runs)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_functional_gradients(path):
+    torch.manual_seed(0)
+    conv, x = ComplementaryConv(8, heads=2), torch.randn(9, 8)
+    weights = dict(conv.named_parameters())
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(conv, weights, (x,), PATHS[path]).pow(2).sum()
+
+    grads = torch.func.grad(loss)(weights)
+    for name, grad in zip(
+        weights, torch.autograd.grad(loss(weights), weights.values()), strict=True
+    ):
+        torch.testing.assert_close(grads[name], grad)
