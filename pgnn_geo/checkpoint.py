@@ -54,6 +54,8 @@ def load_attention_model(path: str | os.PathLike[str]) -> AttentionCheckpoint:
     try:
         model = PGNN(**{**content["config"], "weights": None})
         model.load_state_dict(content["state_dict"])
+        model.backbone.frozen_norm = content["config"]["weights"] is not None
+        model.config = dict(content["config"])
         ledger = SupervisionLedger.from_dict(content["ledger"])
         classes = tuple(content["classes"])
     except (KeyError, TypeError, RuntimeError) as error:

@@ -34,7 +34,7 @@ class MapConfig:
         seed (int): Seed of the choice of partners.
     """
 
-    size: int = 320
+    size: int = 256
     scales: Sequence[float] = (1.0,)
     flip: bool = True
     partners: int = 3

@@ -38,6 +38,7 @@ class Backbone(nn.Module):
 
     mean: Tensor
     std: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -50,12 +51,13 @@ class Backbone(nn.Module):
         super().__init__()
         self.stages = stages
         self.out_channels = out_channels
-        self.scale = scale
         self.frozen_stages = 0
         self.frozen_norm = False  # pretrained statistics are kept: batches are small
         self.output_stride = 0
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        # Part of the state: weights mean nothing without the input that they were trained for.
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(scale))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the feature map of a batch of images in :math:`[0, 1]`."""

@@ -47,7 +47,7 @@ class AttentionTrainingConfig:
     """
 
     epochs: int = 2
-    size: int = 320
+    size: int = 256
     augment: Literal["window", "crop"] = "window"
     window: float = 0.75
     groups_per_batch: int = 4
