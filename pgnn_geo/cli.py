@@ -198,11 +198,11 @@ def doctor(
         network: The network whose weights are checked.
     """
     for line in pipeline.describe_machine():
-        pipeline.console.print(line, highlight=False)
+        pipeline.console.print(line, highlight=False, soft_wrap=True)
     source = None if root is None else DataConfig(data, root, split, classes, tags, masks)
     problems = pipeline.find_problems(source, network)
     for problem in problems:
-        pipeline.console.print(f"problem: {problem}", highlight=False, markup=False)
+        pipeline.console.print(f"problem: {problem}", highlight=False, markup=False, soft_wrap=True)
     pipeline.console.print(f"{len(problems)} problem(s)" if problems else "no problem found")
     if problems:
         sys.exit(1)

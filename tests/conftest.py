@@ -2,13 +2,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from pgnn_geo.datasets import Shapes
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "voc6: needs the VOC photographs (PGNN_VOC6_ROOT)")
-    config.addinivalue_line("markers", "slow: takes longer than a few seconds")
+    if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each: the workers share the cores
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -364,9 +364,11 @@ def _sample(maps: Tensor, y: np.ndarray, x: np.ndarray) -> Tensor:
     """Bilinear values of maps [n, h, w] at fractions y and x of their height and width."""
     ys, xs = (torch.from_numpy(np.asarray(v, dtype=np.float32)) * 2 - 1 for v in (y, x))
     grid = torch.stack([xs.expand(len(ys), -1), ys[:, None].expand(-1, len(xs))], dim=-1)
-    return F.grid_sample(
+    out = F.grid_sample(
         maps[None], grid[None], mode="bilinear", padding_mode="border", align_corners=False
     )[0]
+    # Weights carry rounding errors: without this, a cell bleeds some 1e-6 into one never written.
+    return out.masked_fill(out < 1e-5, 0)
 
 
 def _index_path(path: Path) -> Path:

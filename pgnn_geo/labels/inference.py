@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,9 @@ class MapConfig:
         size (int): Side of the square that photos are squashed to, in pixels.
         scales (sequence of float): Multiples of :obj:`size`; the maps are summed.
         flip (bool): Average the features with those of the mirrored photo.
-        partners (int): Groups that are averaged for each photo and class.
+        source (str): For a P-GNN, the head whose maps are taken: :obj:`"graph"`, the one after the
+            graph, or :obj:`"backbone"`, the one before it, which the graph has helped to train.
+        partners (int): Groups that are averaged for each photo and class after the graph.
         group_size (int): Photos in a group, as in training.
         propagate (str): Completion of the maps by evidence from other photos, see
             :func:`~pgnn_geo.labels.propagation.propagate`.
@@ -37,6 +40,7 @@ class MapConfig:
     size: int = 256
     scales: Sequence[float] = (1.0,)
     flip: bool = True
+    source: Literal["graph", "backbone"] = "backbone"
     partners: int = 3
     group_size: int = 3
     propagate: PropagationName = "prototypes"
@@ -65,7 +69,8 @@ def attention_maps(
         \frac{1}{P} \sum_{p=1}^{P} s_{i,c}^{(p)} \Bigr), \qquad
         \mathrm{norm}(s) = \mathrm{ReLU}(s) / \max \mathrm{ReLU}(s)
 
-    Without a graph (:obj:`layers=0`) there are no groups, and without propagation this is the CAM.
+    Without a graph (:obj:`layers=0`), or with the head before it, there are no groups; a CAM is the
+    former without propagation.
 
     Args:
         model (PGNN): The network; its output stride is set for the time of the call.
@@ -150,20 +155,23 @@ def _class_scores(
 ) -> Tensor:
     """Return the score map :obj:`[R, h, w]` of every photo and tagged class."""
     device = model.backbone.device
-    if model.blocks:  # [R, partners * group_size], the photo itself first in each group
-        groups = partner_groups(
-            rows.tags, partners=config.partners, group_size=config.group_size, seed=config.seed
-        )
-        members, size = groups.indices.view(len(rows.owners), -1), config.group_size
-    else:
-        members, size = rows.owners[:, None], 1
+    if model.backbone_decoder is None or config.source == "backbone":
+        decoder = model.backbone_decoder or model.decoder
+        batches = torch.arange(len(features)).split(16)
+        scores = [decoder(features[photos].to(device))[0].float().cpu() for photos in batches]
+        return torch.cat(scores)[rows.tags]
+    groups = partner_groups(
+        rows.tags, partners=config.partners, group_size=config.group_size, seed=config.seed
+    )
+    members = groups.indices.view(len(rows.owners), -1)  # the photo itself first in each group
     result = []
     for photos, classes in zip(members.split(4), rows.classes.split(4), strict=True):
         unique, inverse = photos.flatten().unique(return_inverse=True)
         x = features[unique].to(device)[inverse.to(device)]
-        group = torch.arange(len(x), device=device) // size
-        scores = model.forward_features(x, group=group).scores  # [4 P N, K, h, w]
-        anchors = scores.view(len(photos), -1, size, *scores.shape[1:])[:, :, 0].mean(dim=1)
+        group = torch.arange(len(x), device=device) // config.group_size
+        maps = model.forward_features(x, group=group).scores  # [4 P N, K, h, w]
+        maps = maps.view(len(photos), config.partners, config.group_size, *maps.shape[1:])
+        anchors = maps[:, :, 0].mean(dim=1)
         picked = classes.to(device).view(-1, 1, 1, 1).expand(-1, 1, *anchors.shape[-2:])
         result.append(anchors.gather(1, picked)[:, 0].float().cpu())
     return torch.cat(result)

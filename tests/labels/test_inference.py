@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from pgnn_geo.labels.features import View, stem_bank
 from pgnn_geo.labels.inference import MapConfig, attention_maps
 from pgnn_geo.nn import PGNN, normalize_attention
 
-CONFIG = MapConfig(size=64, propagate="none", flip=False)
+CONFIG = MapConfig(size=64, source="graph", propagate="none", flip=False)
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +61,7 @@ def test_partners_matter_and_are_reproducible(shapes_root):
     train = Shapes(shapes_root, "train", num_images=(20, 10), size=64)
     model = tiny(layers=1)
     one, two, other = (
-        attention_maps(
-            model, train, MapConfig(size=64, propagate="none", flip=False, partners=1, seed=seed)
-        )
-        for seed in (0, 0, 1)
+        attention_maps(model, train, replace(CONFIG, partners=1, seed=seed)) for seed in (0, 0, 1)
     )
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
     assert any((a - b).abs().max() > 1e-3 for a, b in zip(one, other, strict=True))
@@ -93,6 +91,15 @@ def test_the_model_comes_back_as_it_was(shapes):
     model = PGNN("vgg_tiny", 5, weights=None, output_stride=16, layers=0).train()
     attention_maps(model, shapes, CONFIG)
     assert model.training and model.backbone.output_stride == 16
+
+
+def test_the_head_before_the_graph(shapes):
+    model = tiny(layers=1)
+    maps = attention_maps(model, shapes, replace(CONFIG, source="backbone"))
+    scores = model.backbone_decoder(model.backbone(photos(shapes)))[0]
+    expected = normalize_attention(scores)
+    for i, tags in enumerate(shapes.tags.bool()):
+        torch.testing.assert_close(maps[i], expected[i][tags], rtol=5e-3, atol=5e-3)
 
 
 def test_untagged_photos_are_refused(shapes):
