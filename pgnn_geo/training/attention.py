@@ -46,13 +46,13 @@ class AttentionTrainingConfig:
         workers (int): Loader processes.
     """
 
-    epochs: int = 2
+    epochs: int = 3
     size: int = 256
     augment: Literal["window", "crop"] = "window"
     window: float = 0.75
     groups_per_batch: int = 4
     group_size: int = 3
-    lr: float = 1e-4
+    lr: float = 2e-4
     head_lr: float = 1e-3
     weight_decay: float = 1e-2
     seed: int = 0
