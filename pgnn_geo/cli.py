@@ -35,7 +35,7 @@ NETWORK, TRAINING, MAPS, LABELS = (
 )
 
 
-def demo(out: str = "runs/demo", epochs: int = 10, seed: int = 0) -> None:
+def demo(out: str = "runs/demo", epochs: int = 6, seed: int = 0) -> None:
     """Do the whole job on the embedded data set: no photos, no download, minutes on a CPU.
 
     Args:
@@ -46,8 +46,8 @@ def demo(out: str = "runs/demo", epochs: int = 10, seed: int = 0) -> None:
     config = RunConfig(
         data=DataConfig(data="shapes", root=str(Path(out) / "shapes")),
         network=ModelConfig(backbone="vgg_tiny", weights=None, freeze_stages=0, output_stride=8),
-        train=AttentionTrainingConfig(epochs=epochs, size=96, lr=1e-3, seed=seed),
-        maps=MapConfig(size=96),
+        train=AttentionTrainingConfig(epochs=epochs, size=192, lr=1e-3, seed=seed),
+        maps=MapConfig(size=192),
     )
     pipeline.run(config, Path(out))
 
