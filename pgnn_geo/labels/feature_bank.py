@@ -84,11 +84,6 @@ class FeatureBank:
             return False
         return json.loads(sidecar.read_text()) == json.loads(json.dumps(key))
 
-    def remove(self) -> None:
-        """Delete the bank's files."""
-        self.path.with_suffix(".json").unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
-
 
 def _write(path: Path, batches: Iterable[Tensor], count: int) -> None:
     """Write :obj:`count` rows; raises ``ValueError`` if the batches hold another number."""
