@@ -23,7 +23,7 @@ from pgnn_geo.masks import save_mask
 
 SHAPES_CLASSES: tuple[str, ...] = ("fish", "bird", "beetle", "tree", "house")
 
-_VERSION = 1  # of the drawings; a folder of another version is not reused
+_VERSION = 2  # of the drawings; a folder of another version is not reused
 _RECORD = "shapes.json"
 _Array = NDArray[np.float64]
 
@@ -33,11 +33,11 @@ class Shapes(VOC2012):
 
     An object is a large body in its class's pattern with one small, striking part: a fish's eye,
     a bird's beak, a beetle's shield, a tree's fruit, a house's window. The part occurs with its
-    class only and always. The pattern also covers stones, which belong to the background and lie
-    in every image whatever its tags: the body of a class is in all images with the tag, and its
-    pattern in about 4 of 10 without. A classifier therefore needs the part alone, while the
-    bodies of a class are alike across images. Masks cover the whole object. About one image in
-    three has objects of two classes.
+    class only and always. The pattern lies in every image: on the body where the class is there,
+    on a stone of about the same area, which is background, where it is not. Neither its presence
+    nor its amount tells a tag, so a classifier learns the part, while the bodies of a class are
+    alike across images. Every second image has one more stone, in any pattern, its own objects'
+    included. Masks cover the whole object. About one image in three has objects of two classes.
 
     Image :math:`i` of a split depends on the seed, the split, :math:`i` and :obj:`size` only. The
     set is written to :obj:`root` once, as a whole or not at all, and then read by the very code
@@ -113,10 +113,13 @@ def draw_scene(seed: int, split: str, index: int, size: int) -> Scene:
     labels = [index % len(_KINDS) + 1]
     if rng.random() < 1 / 3:
         labels.append((index + int(rng.integers(1, len(_KINDS)))) % len(_KINDS) + 1)
-    stones = [int(s) for s in rng.integers(1, len(_KINDS) + 1, size=rng.integers(2, 4))]
-    low, high = (0.25, 0.34) if len(labels) == 1 else (0.19, 0.25)
+    # Every pattern in every image: on the body, or on a stone of about its area; in every second
+    # image on one more stone of any pattern.
+    stones = [c for c in range(1, len(_KINDS) + 1) if c not in labels]
+    stones += [int(rng.integers(1, len(_KINDS) + 1))] * (rng.random() < 1 / 2)
+    low, high = (0.21, 0.28) if len(labels) == 1 else (0.19, 0.25)
     radii = [size * rng.uniform(low, high) for _ in labels]
-    radii += [size * rng.uniform(0.10, 0.15) for _ in stones]
+    radii += [size * rng.uniform(0.12, 0.18) for _ in stones]
     centres = _place(rng, radii, size)
 
     image = _background(rng, size)
