@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -31,6 +32,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     out.add_argument("--threads", type=int, default=2, help="threads of torch on the CPU")
     out.add_argument("--seconds", type=float, default=2.0, help="time spent on each rival")
     out.add_argument("--quick", action="store_true", help="smallest cases only")
+    out.add_argument(
+        "--keep-memory", action="store_true", help="let the C library keep freed memory"
+    )
     out.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "results", help="where to write"
     )
@@ -149,6 +153,27 @@ def peak_bytes(fn: Callable[[], Any], device: str | torch.device = "cpu") -> int
     return peak
 
 
+def free_bytes(device: str | torch.device = "cpu") -> int:
+    """Bytes of memory that are free."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to reuse freed memory, as torch does on GPUs; whether it could be told.
+
+    By default large blocks go back to the system and the next ones cost page faults, up to six
+    times a copy: a price that whoever makes large tensors pays, but not evenly.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return False
+    trim_threshold, mmap_max = -1, -4
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+
+
 def machine(device: str | torch.device) -> dict[str, Any]:
     """What the numbers depend on."""
     cpu = platform.processor() or platform.machine()
@@ -179,7 +204,8 @@ class Report:
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
         self.name, self.args = name, args
-        self.machine = machine(args.device)
+        kept = args.keep_memory and keep_freed_memory()
+        self.machine = machine(args.device) | {"freed memory": "kept" if kept else "returned"}
         self.cases: list[dict[str, Any]] = []
 
     def run(
