@@ -25,7 +25,7 @@ from pgnn_geo.labels import seed_labels
 from pgnn_geo.losses import classification_loss
 from pgnn_geo.metrics import ConfusionMatrix
 from pgnn_geo.nn import PGNN
-from pgnn_geo.training.precision import has_fast_bfloat16
+from pgnn_geo.precision import has_fast_bfloat16
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--root", required=True, help="the VOC2012 folder")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,10 +38,53 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Fill a temporary folder beside :obj:`path` and rename it to :obj:`path` on success.
+
+    A folder that stands there is replaced; on an exception it stays as it was.
+
+    Args:
+        path (str or PathLike): The folder.
+
+    Raises:
+        OSError: If a folder cannot be made, written or replaced.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        os.chmod(temporary, 0o777 & ~_umask())
+        if target.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            os.rename(target, old)  # onto an empty folder, which the system allows
+            os.rename(temporary, target)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write :obj:`value` as indented JSON, atomically."""
     with atomic_write(path) as handle:
         handle.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
+    """Name the first setting in which two JSON values differ; :obj:`None` if they are the same."""
+    if found == wanted:
+        return None
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        key = next(k for k in {**found, **wanted} if found.get(k) != wanted.get(k))
+        return first_difference(found.get(key), wanted.get(key), f"{path}.{key}".strip("."))
+    return f"{path}: {found!r} there, {wanted!r} asked for"
 
 
 def _umask() -> int:

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from pgnn_geo.files import atomic_write, write_json
+from pgnn_geo.files import atomic_folder, atomic_write, first_difference, write_json
 
 
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -22,3 +22,34 @@ def test_mode_is_that_of_an_ordinary_file(tmp_path):
     finally:
         os.umask(mask)
     assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "deep" / "model"
+    with pytest.raises(RuntimeError), atomic_folder(folder) as temporary:
+        (temporary / "a").write_text("half")
+        raise RuntimeError
+    assert os.listdir(folder.parent) == []
+    mask = os.umask(0o022)
+    try:
+        with atomic_folder(folder) as temporary:
+            (temporary / "a").write_text("first")
+            assert not folder.exists()
+    finally:
+        os.umask(mask)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    with pytest.raises(RuntimeError), atomic_folder(folder) as temporary:
+        raise RuntimeError
+    assert (folder / "a").read_text() == "first"
+    with atomic_folder(folder) as temporary:
+        (temporary / "b").write_text("second")
+    assert os.listdir(folder) == ["b"] and os.listdir(folder.parent) == ["model"]
+
+
+def test_first_difference():
+    found = {"a": 1, "b": {"c": [1, 2], "d": 0}}
+    assert first_difference(found, {"b": {"d": 0, "c": [1, 2]}, "a": 1}) is None
+    assert first_difference(found, {"a": 1, "b": {"c": [1], "d": 0}}) == (
+        "b.c: [1, 2] there, [1] asked for"
+    )
+    assert first_difference(found, {"a": 1}).startswith("b: {'c': [1, 2]")

@@ -1,6 +1,6 @@
 """Tagged photos: VOC 2012, any folder with a CSV, an embedded set; transforms; groups."""
 
-from pgnn_geo.datasets.base import Item, TaggedDataset
+from pgnn_geo.datasets.base import Item, TaggedDataset, load_photo
 from pgnn_geo.datasets.folder import TaggedFolder
 from pgnn_geo.datasets.groups import (
     ClassGroupSampler,
@@ -27,6 +27,7 @@ __all__ = [
     "TaggedFolder",
     "TrainTransform",
     "collate_groups",
+    "load_photo",
     "partner_groups",
     "select_classes",
 ]

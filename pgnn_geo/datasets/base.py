@@ -1,6 +1,7 @@
 """What every data set of tagged photos shares: items, and one check of all files."""
 
 import copy
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -99,7 +100,7 @@ class TaggedDataset(Dataset[Item]):
         return None if self._masks is None else self._masks[index]
 
     def __getitem__(self, index: int) -> Item:
-        image = tv_tensors.Image(self._load_photo(self._images[index]))
+        image = tv_tensors.Image(load_photo(self._images[index], self._upright))
         height, width = image.shape[-2:]
         item: Item = {
             "image": image,
@@ -126,6 +127,39 @@ class TaggedDataset(Dataset[Item]):
         other.transform = transform
         return other
 
+    def with_masks(self, paths: Sequence[Path]) -> Self:
+        """The same photos with other masks, such as pseudo-labels: 0, 1..K as they are, 255.
+
+        Args:
+            paths (sequence of Path): :math:`M` palette or grey PNG files.
+
+        Raises:
+            InputError: If there is not one file for each photo.
+        """
+        if len(paths) != len(self):
+            raise InputError(f"masks must number {len(self)}, as the photos do; got {len(paths)}")
+        other = copy.copy(self)
+        other._masks = list(paths)
+        other._table = _label_table(range(1, len(self.classes) + 1), len(self.classes))
+        return other
+
+    def subset(self, indices: Sequence[int]) -> Self:
+        """The photos of these indices, in this order, as a data set of its own.
+
+        Raises:
+            InputError: If an index is not there.
+        """
+        if wrong := [i for i in indices if not 0 <= i < len(self)]:
+            raise InputError(
+                f"indices must lie in 0..{len(self) - 1}, got {first_of(map(str, wrong))}"
+            )
+        other = copy.copy(self)
+        other.image_ids = [self.image_ids[i] for i in indices]
+        other._images = [self._images[i] for i in indices]
+        other._masks = None if self._masks is None else [self._masks[i] for i in indices]
+        other.tags = None if self.tags is None else self.tags[list(indices)]
+        return other
+
     def check(self, decode: bool = True) -> list[str]:
         """Look for everything that would stop a run: all problems, one line each.
 
@@ -145,17 +179,6 @@ class TaggedDataset(Dataset[Item]):
             raise InputError(
                 f"{len(problems)} problem(s) in {self!r}:\n  " + "\n  ".join(problems[:20])
             )
-
-    def _load_photo(self, path: Path) -> Tensor:
-        try:
-            with Image.open(path, formats=("JPEG", "PNG")) as image:
-                if self._upright:
-                    ImageOps.exif_transpose(image, in_place=True)
-                return F.pil_to_tensor(image.convert("RGB"))
-        except FileNotFoundError as error:
-            raise InputError(f"photo '{path}' does not exist") from error
-        except _PHOTO_ERRORS as error:
-            raise InputError(f"photo '{path}' cannot be decoded: {error}") from error
 
     def _mask_problem(self, mask: NDArray[np.uint8], size: tuple[int, int]) -> str | None:
         if mask.shape != size:
@@ -194,6 +217,27 @@ class TaggedDataset(Dataset[Item]):
                 if problem := self._mask_problem(mask, size or mask.shape):
                     problems.append(f"mask '{self._masks[index]}' {problem}")
         return problems
+
+
+def load_photo(path: str | os.PathLike[str], upright: bool = True) -> Tensor:
+    """Read a JPEG or PNG as RGB :math:`(3, H, W)`, uint8.
+
+    Args:
+        path (str or PathLike): The file; grey, palette and transparent images are converted.
+        upright (bool): Turn the photo as its EXIF orientation says. (default: :obj:`True`)
+
+    Raises:
+        InputError: If the file is missing or cannot be decoded.
+    """
+    try:
+        with Image.open(path, formats=("JPEG", "PNG")) as image:
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
+            return F.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise InputError(f"photo '{path}' does not exist") from error
+    except _PHOTO_ERRORS as error:
+        raise InputError(f"photo '{path}' cannot be decoded: {error}") from error
 
 
 def _label_table(mask_labels: Sequence[int], num_labels: int) -> NDArray[np.int16]:

@@ -54,8 +54,8 @@ class TaggedFolder(TaggedDataset):
         rows = read_tag_csv(csv)
         if not rows:
             raise InputError(f"'{csv}' has no rows")
-        photos = _list_photos(self.root, None if masks is None else Path(masks))
-        files = _match(list(rows), photos, csv)
+        photos = list_photos(self.root, None if masks is None else Path(masks))
+        files = match_photos(list(rows), photos, csv)
         if not partial and (left := sorted(set(photos) - set(files))):
             raise InputError(
                 f"'{csv}': no row for photos in '{root}': {first_of(left)}; "
@@ -83,7 +83,7 @@ class TaggedFolder(TaggedDataset):
         )
 
 
-def _list_photos(root: Path, masks: Path | None) -> dict[str, None]:
+def list_photos(root: Path, masks: Path | None) -> dict[str, None]:
     """Photos below root, as posix paths in sorted order; PNGs below masks are not photos."""
     found = (path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if masks is not None:
@@ -92,7 +92,9 @@ def _list_photos(root: Path, masks: Path | None) -> dict[str, None]:
     return dict.fromkeys(sorted(path.relative_to(root).as_posix() for path in found))
 
 
-def _match(names: list[str], photos: dict[str, None], csv: str | os.PathLike[str]) -> list[str]:
+def match_photos(
+    names: list[str], photos: dict[str, None], csv: str | os.PathLike[str]
+) -> list[str]:
     """The photo that each row names; a name that fits none is kept, for `check` to report."""
     exact: dict[str, set[str]] = {}
     loose: dict[str, set[str]] = {}

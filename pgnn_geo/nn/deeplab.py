@@ -1,6 +1,6 @@
 r"""DeepLab-v2: the segmentation network of stage 2, on the trunks of stage 1."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -121,13 +121,37 @@ class DeepLabV2(nn.Module):
                 f"{'one number' if head == 'largefov' else 'numbers'} of at least 1, "
                 f"got {dilations}."
             )
+        self.config: dict[str, Any] = {
+            "backbone": backbone,
+            "num_classes": num_classes,
+            "head": head,
+            "dilations": list(dilations),
+            "hidden_channels": hidden_channels,
+            "weights": weights,
+            "output_stride": output_stride,
+            "freeze_stages": freeze_stages,
+        }
         self.num_classes = num_classes
         self.backbone = build_backbone(backbone, weights, output_stride, freeze_stages)
-        for module in self.backbone.modules():
-            if self.backbone.frozen_norm and isinstance(module, nn.BatchNorm2d):
-                module.requires_grad_(False)
+        if self.backbone.frozen_norm:
+            self._freeze_norms()
         hidden = hidden_channels if isinstance(self.backbone, VGGBackbone) else None
         self.head = DilatedHead(self.backbone.out_channels, num_classes + 1, dilations, hidden)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "DeepLabV2":
+        """Build the network of a :attr:`config`; pretrained weights are left to a state dict."""
+        model = cls(**{**config, "weights": None})
+        model.config = dict(config)
+        if config["weights"] is not None:
+            model.backbone.frozen_norm = True
+            model._freeze_norms()
+        return model
+
+    def _freeze_norms(self) -> None:
+        for module in self.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits at the backbone's output stride."""

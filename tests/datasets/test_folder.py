@@ -157,3 +157,15 @@ def test_a_foreign_file_with_a_photos_name(photos: Path) -> None:
     Image.new("RGB", (8, 8)).save(photos / "one.jpg", format="GIF")
     dataset = TaggedFolder(photos, write_csv(photos, "one,a", "two,a", "three,a"))
     assert "one.jpg' cannot be decoded" in dataset.check(decode=False)[0]
+
+
+def test_a_subset_is_a_data_set_of_its_own(photos: Path) -> None:
+    csv = write_csv(photos, "one,zebra ant", "trip/two.JPEG,ant", "three,zebra")
+    whole = TaggedFolder(photos, csv)
+    part = whole.subset([2, 0])
+    assert part.image_ids == ["trip/far/three", "one"] and part.classes == whole.classes
+    assert part.tags.tolist() == [[0, 1], [1, 1]] and len(part) == 2 and len(whole) == 3
+    assert part[0]["index"] == 0 and torch.equal(part[0]["image"], whole[2]["image"])
+    assert part.image_path(0) == whole.image_path(2) and part.check() == []
+    with pytest.raises(InputError, match=r"0\.\.2, got 3 \(1 in all\)"):
+        whole.subset([0, 3])

@@ -23,3 +23,10 @@ def resolve_precision(precision: Precision = "auto") -> TruePrecision:
     if precision != "auto":
         return precision
     return "bf16-mixed" if has_fast_bfloat16() else "32-true"
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """Return the context in which a network runs in :obj:`precision` on :obj:`device`."""
+    name = resolve_precision(precision)
+    dtype = torch.float16 if name == "16-mixed" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=name != "32-true")

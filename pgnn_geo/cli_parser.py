@@ -1,0 +1,45 @@
+"""The argument parser of the command line: lists and switches as shells are used to them."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+
+class Parser(ArgumentParser):
+    """Reads ``--photos A B`` as a list of two, and ``--overlays`` as ``--overlays=true``.
+
+    Dashes in the names of options may stand for underscores. Lists and switches are also read as
+    jsonargparse has them: ``--photos '["A", "B"]'``, ``--overlays true``.
+    """
+
+    lists = ("--photos", "--scales")
+    switches = ("--overlays", "--probabilities", "--submission")
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any
+    ) -> Any:
+        """Parse arguments, those of the command line if none are given."""
+        given = list(sys.argv[1:] if args is None else args)
+        words: list[str] = []
+        while given:
+            name, equals, value = given.pop(0).partition("=")
+            if name.startswith("--"):
+                name = "--" + name[2:].replace("-", "_")
+            values = [value] if equals and name in self.lists else []
+            word = name if values else name + equals + value
+            while word in self.lists + self.switches and given and not given[0].startswith("--"):
+                values.append(given.pop(0))
+            if word in self.lists and values and not _is_list(values[0]):
+                items = values if word == "--scales" else [json.dumps(value) for value in values]
+                values = [f"[{', '.join(items)}]"]
+            elif word in self.switches and not values:
+                values = ["true"]
+            words += [word, *values]
+        return super().parse_args(words, *rest, **kwargs)
+
+
+def _is_list(text: str) -> bool:
+    return text.startswith("[") and text.endswith("]")
