@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="vgg16", choices=["vgg16", "resnet101", "vgg_tiny"])
     parser.add_argument("--weights", default="DEFAULT", help="'none' for random weights")
     parser.add_argument("--freeze-stages", type=int, default=4)
-    parser.add_argument("--background", type=float, default=0.2, help="background score")
+    parser.add_argument("--background", type=float, default=0.6, help="background score")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     weights = None if args.weights == "none" else args.weights

@@ -20,6 +20,7 @@ from pgnn_geo.nn import (
     ComplementaryConv,
     CongenericPropagation,
 )
+from pgnn_geo.segmenter import Segmenter
 
 __version__ = _version("pgnn-geo")
 
@@ -35,6 +36,7 @@ __all__ = [
     "GroupData",
     "InputError",
     "PatchGraphBuilder",
+    "Segmenter",
     "SoftComplementaryLoss",
     "complete_edge_index",
     "mutual_complement",

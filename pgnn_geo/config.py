@@ -1,14 +1,20 @@
 """What decides the outcome of a run: data, network, training, maps, labels."""
 
 import os
-from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from pgnn_geo.datasets import VOC2012, Shapes, TaggedDataset, TaggedFolder
 from pgnn_geo.labels.inference import MapConfig
 from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.backbones import BackboneName
+from pgnn_geo.nn.deeplab import DeepLabV2
 from pgnn_geo.training.attention import AttentionTrainingConfig
+from pgnn_geo.training.segmentation import (
+    RECIPES,
+    RecipeName,
+    SegmentationTrainingConfig,
+)
 
 ModelName = Literal["cam", "pgnn"]
 
@@ -33,6 +39,11 @@ class DataConfig:
     classes: str | None = None
     tags: str = "auto"
     masks: str | None = None
+
+    @property
+    def name(self) -> str:
+        """How a ledger calls it: :obj:`"folder"`, or the data set and its split."""
+        return "folder" if self.data == "folder" else f"{self.data} {self.split}"
 
     def build(self, with_masks: bool = False) -> TaggedDataset:
         """Open the data set.
@@ -97,20 +108,126 @@ class LabelConfig:
         power (float, optional): Exponent of the other rule, taken if given.
     """
 
-    background: float = 0.2
+    background: float = 0.6
     power: float | None = None
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides the outcome of :func:`run`."""
+    """Everything that decides the outcome of :func:`run`.
+
+    The CAM baseline sees the photos as often as the P-GNN, all on tags alone; its maps are not
+    propagated, and it has a background score of its own.
+    """
 
     data: DataConfig
     network: ModelConfig = field(default_factory=ModelConfig)
     train: AttentionTrainingConfig = field(default_factory=AttentionTrainingConfig)
     maps: MapConfig = field(default_factory=MapConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
+    cam_labels: LabelConfig = LabelConfig(background=0.15)
+
+    def train_of(self, name: ModelName) -> AttentionTrainingConfig:
+        """Return how a model is trained."""
+        if name == "pgnn":
+            return self.train
+        epochs = self.train.epochs + self.train.completion_epochs
+        return replace(self.train, epochs=epochs, completion_epochs=0, complementary="off")
 
     def maps_of(self, name: ModelName) -> MapConfig:
-        """Return how the maps of a model are inferred: the baseline's without propagation."""
-        return replace(self.maps, propagate="none") if name == "cam" else self.maps
+        """Return how the maps of a model are inferred."""
+        if name == "pgnn":
+            return self.maps
+        return replace(self.maps, propagate="none", output_stride=8)
+
+    def labels_of(self, name: ModelName) -> LabelConfig:
+        """Return how the labels of a model are made from its maps."""
+        return self.labels if name == "pgnn" else self.cam_labels
+
+
+@dataclass(frozen=True)
+class SegmentationNetworkConfig:
+    """The network of stage 2, see :class:`~pgnn_geo.nn.DeepLabV2`; a recipe has its head.
+
+    Args:
+        backbone (str): Trunk.
+        weights (str, optional): Pretrained weights.
+        output_stride (int): Stride of the logits.
+        hidden_channels (int): Width of the head's hidden layers on a VGG.
+    """
+
+    backbone: BackboneName = "vgg16"
+    weights: str | None = "DEFAULT"
+    output_stride: int = 8
+    hidden_channels: int = 1024
+
+    def build(self, train: SegmentationTrainingConfig, num_classes: int) -> DeepLabV2:
+        """Build the network with the head and the frozen stages of a training."""
+        return DeepLabV2(
+            num_classes=num_classes,
+            head=train.head,
+            freeze_stages=train.freeze_stages,
+            **asdict(self),
+        )
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    """Everything that decides the outcome of stage 2.
+
+    Args:
+        data (DataConfig): The photos to train on.
+        labels (str): Folder of their label images, or :obj:`"truth"` for true masks.
+        eval_split (str, optional): Split to measure on; for a folder data set the photos themselves
+            are measured if there are masks.
+        network (SegmentationNetworkConfig): The network.
+        train (SegmentationTrainingConfig): Hyper-parameters.
+        mutual (str): :obj:`"off"`, or the rule of
+            :class:`~pgnn_geo.training.mutual.MutualComplement`.
+        mutual_start (int): First epoch after which labels are rewritten.
+        mutual_confidence (float, optional): Probability that a prediction needs to rewrite.
+    """
+
+    data: DataConfig
+    labels: str
+    eval_split: str | None = "val"
+    network: SegmentationNetworkConfig = field(default_factory=SegmentationNetworkConfig)
+    train: SegmentationTrainingConfig = RECIPES["short"]
+    mutual: Literal["off", "literal", "tags"] = "off"
+    mutual_start: int = 1
+    mutual_confidence: float | None = None
+
+    @property
+    def measured(self) -> DataConfig | None:
+        """Return the photos to measure on, if there are any that have masks."""
+        if self.eval_split is None:
+            return None
+        folder = self.data.data == "folder"
+        data = self.data if folder else replace(self.data, split=self.eval_split)
+        return data if data.has_masks() else None
+
+
+def _optional(config: type[Any]) -> type[Any]:
+    """Return a class with the fields of a configuration, each :obj:`None` unless it is given."""
+    hints = get_type_hints(config)
+    return make_dataclass(
+        f"{config.__name__}Changes",
+        [(entry.name, hints[entry.name] | None, None) for entry in fields(config)],
+        namespace={"__doc__": config.__doc__, "__module__": __name__},
+        frozen=True,
+    )
+
+
+if TYPE_CHECKING:
+    SegmentationTrainingConfigChanges = SegmentationTrainingConfig
+else:
+    #: Values that take the place of a recipe's.
+    SegmentationTrainingConfigChanges = _optional(SegmentationTrainingConfig)
+
+
+def recipe_with(
+    recipe: RecipeName, changes: SegmentationTrainingConfigChanges
+) -> SegmentationTrainingConfig:
+    """Return a recipe of stage 2 with every value of :obj:`changes` that is not :obj:`None`."""
+    given = {name: value for name, value in vars(changes).items() if value is not None}
+    return RECIPES[recipe].changed(**given)

@@ -17,18 +17,26 @@ from rich.console import Console
 from rich.progress import track
 
 from pgnn_geo.checkpoint import load_attention_model, save_attention_model
-from pgnn_geo.config import DataConfig, LabelConfig, ModelConfig, ModelName, RunConfig
+from pgnn_geo.config import (
+    DataConfig,
+    LabelConfig,
+    ModelConfig,
+    ModelName,
+    RunConfig,
+    SegmentationNetworkConfig,
+    SegmentConfig,
+)
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import write_json
+from pgnn_geo.files import first_difference, write_json
 from pgnn_geo.labels.inference import MapConfig, attention_maps
 from pgnn_geo.labels.seeds import seed_labels
 from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.masks import load_mask, save_mask
 from pgnn_geo.metrics import ConfusionMatrix, SegmentationScores
 from pgnn_geo.nn.backbones import load_weights, resolve_weights
+from pgnn_geo.precision import resolve_precision
 from pgnn_geo.training.attention import train_attention
-from pgnn_geo.training.precision import resolve_precision
 from pgnn_geo.viz.report import label_sheets, score_table
 
 TITLES: dict[ModelName, str] = {"cam": "CAM", "pgnn": "P-GNN"}
@@ -58,14 +66,14 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
         console.print(f"{out} is done; choose another --out to start anew.")
         show_metrics(metrics)
         return metrics
-    with _step("check"):
+    with timed("check"):
         raise_problems(find_problems(config.data, config.network))
     dataset = config.data.build()
     for name in get_args(ModelName):
         train(config, name, out / name, dataset, stems=out / "stems")
     for name in get_args(ModelName):
         model, folder = out / name / "model.pt", out / name / "labels"
-        label(model, dataset, folder, config.maps_of(name), config.labels, out / "stems")
+        label(model, dataset, folder, config.maps_of(name), config.labels_of(name), out / "stems")
     metrics = summarize(config, out, dataset)
     write_json(out / "metrics.json", metrics)
     shutil.rmtree(out / "stems", ignore_errors=True)  # gigabytes that only an unfinished run needs
@@ -74,13 +82,13 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
     return metrics
 
 
-def claim_folder(out: Path, config: RunConfig) -> None:
+def claim_folder(out: Path, config: RunConfig | SegmentConfig) -> None:
     """Record :obj:`config` in :obj:`out`, or check that it is the one recorded there."""
     wanted = json.loads(json.dumps(asdict(config)))
     path = out / "config.json"
     try:
         if path.is_file():
-            if difference := _difference(json.loads(path.read_text()), wanted):
+            if difference := first_difference(json.loads(path.read_text()), wanted):
                 raise InputError(
                     f"{out} holds a run of another configuration ({difference}). "
                     "Choose another --out, or repeat the first command to resume that run."
@@ -105,7 +113,9 @@ def describe_machine() -> list[str]:
     return [*lines, f"precision auto: {resolve_precision('auto')}"]
 
 
-def find_problems(data: DataConfig | None, network: ModelConfig) -> list[str]:
+def find_problems(
+    data: DataConfig | None, network: ModelConfig | SegmentationNetworkConfig
+) -> list[str]:
     """Return everything wrong with photos, tags, masks and weights, one line each."""
     problems = []
     try:
@@ -139,10 +149,11 @@ def train(
     path = out / "model.pt"
     if path.is_file():
         return path
-    with _step(f"train {name}"):
+    with timed(f"train {name}"):
         seed_everything(config.train.seed, workers=True, verbose=False)
         model = config.network.build(name, len(dataset.classes))
-        train_attention(model, dataset, out, config.train, stems, name, console, progress)
+        train = config.train_of(name)
+        train_attention(model, dataset, out, train, stems, name, console, progress)
         save_attention_model(path, model, dataset.classes, ledger_of(config, dataset))
     return path
 
@@ -179,7 +190,7 @@ def label(
     record = json.loads(json.dumps(record))
     done = out / "labels.json"
     if done.is_file():
-        if difference := _difference(json.loads(done.read_text()), record):
+        if difference := first_difference(json.loads(done.read_text()), record):
             raise InputError(
                 f"{out} holds labels made from something else ({difference}). "
                 "Choose another folder."
@@ -189,7 +200,7 @@ def label(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"Output folder {out} cannot be written: {error}") from error
-    with _step(f"label {out}"):
+    with timed(f"label {out}"):
         attention = attention_maps(model, dataset, maps, stems, out.parent, progress)
         for index in progress(range(len(dataset)), "write labels", len(dataset)):
             item = dataset[index]
@@ -229,7 +240,7 @@ def summarize(config: RunConfig, out: Path, dataset: TaggedDataset) -> dict[str,
         "split": config.data.split if config.data.data != "folder" else None,
         "images": len(dataset),
         "classes": list(dataset.classes),
-        "background": asdict(config.labels),
+        "background": {name: asdict(config.labels_of(name)) for name in get_args(ModelName)},
         "seed": config.train.seed,
         "supervision": ledger_of(config, dataset).to_list(),
     }
@@ -245,13 +256,12 @@ def show_metrics(metrics: dict[str, Any]) -> None:
     console.print("supervision: " + "; ".join(metrics["supervision"]))
 
 
-def ledger_of(config: RunConfig, dataset: TaggedDataset) -> SupervisionLedger:
+def ledger_of(config: RunConfig | SegmentConfig, dataset: TaggedDataset) -> SupervisionLedger:
     """Return what a run of :obj:`config` is trained from."""
     entry = resolve_weights(config.network.backbone, config.network.weights)
     source = getattr(dataset, "tag_source", "given")
-    where = "folder" if config.data.data == "folder" else f"{config.data.data} {config.data.split}"
     return SupervisionLedger(
-        tags=f"{source} ({where})",
+        tags=f"{source} ({config.data.name})",
         weights=None if entry is None else str(entry),
     )
 
@@ -263,17 +273,8 @@ def progress(iterable: Iterable[Any], title: str, total: int) -> Iterable[Any]:
 
 
 @contextmanager
-def _step(title: str) -> Iterator[None]:
+def timed(title: str) -> Iterator[None]:
+    """Print how long something took."""
     start = time.perf_counter()
     yield
     console.print(f"{title}: {time.perf_counter() - start:.0f} s", highlight=False)
-
-
-def _difference(found: Any, wanted: Any, path: str = "") -> str | None:
-    """Name the first setting in which two configurations differ; None if they are the same."""
-    if found == wanted:
-        return None
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        key = next(k for k in {**found, **wanted} if found.get(k) != wanted.get(k))
-        return _difference(found.get(key), wanted.get(key), f"{path}.{key}".strip("."))
-    return f"{path}: {found!r} there, {wanted!r} asked for"

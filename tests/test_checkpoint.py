@@ -37,6 +37,12 @@ def test_pretrained_batch_norms_stay_frozen(model, tmp_path):
     assert norms and not any(m.training for m in norms)
 
 
+def test_what_training_set_comes_back(model, tmp_path):
+    model.set_node_classes("maps")
+    save_attention_model(tmp_path / "model.pt", model, ("a", "b", "c"), LEDGER)
+    assert load_attention_model(tmp_path / "model.pt").model.node_classes == "maps"
+
+
 def test_bad_files(model, tmp_path):
     path = tmp_path / "model.pt"
     with pytest.raises(InputError, match="no model file"):

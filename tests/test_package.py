@@ -10,7 +10,10 @@ import pytest
 import pgnn_geo
 
 PACKAGE = Path(pgnn_geo.__file__).parent
-EXTRAS = ("lightning", "jsonargparse", "rich", "matplotlib", "tensorboard", "torchmetrics")
+EXTRAS = (
+    *("lightning", "jsonargparse", "rich", "matplotlib", "tensorboard", "torchmetrics"),
+    *("safetensors", "huggingface_hub"),
+)
 #: What no module of a folder may import: dependencies point one way.
 FORBIDDEN = {
     **dict.fromkeys(
@@ -62,7 +65,7 @@ def test_the_core_needs_no_extra():
     block = "; ".join(f"sys.modules[{name!r}] = None" for name in (*EXTRAS, "pycocotools"))
     code = (
         f"import sys; {block}; import pgnn_geo, pgnn_geo.datasets, pgnn_geo.metrics, "
-        "pgnn_geo.checkpoint, pgnn_geo.viz; "
+        "pgnn_geo.checkpoint, pgnn_geo.viz, pgnn_geo.predict; "
         "pgnn_geo.PGNN('vgg_tiny', weights=None)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

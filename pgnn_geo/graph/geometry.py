@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from pgnn_geo.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,33 @@ class GroupGeometry:
         dh, dw = ph * s - self.height, pw * s - self.width
         # Split evenly: one-sided padding would fill whole cells on far more sizes.
         return dw // 2, dw - dw // 2, dh // 2, dh - dh // 2
+
+
+def patch_class(maps: Tensor, grid: int, threshold: float = 0.3) -> Tensor:
+    r"""The class of each grid patch, from class maps.
+
+    The class whose map has the largest mean in the patch, as 1 to :math:`K`, if that mean exceeds
+    the threshold; else 0, background.
+
+    Args:
+        maps (torch.Tensor): Maps in [0, 1].
+        grid (int): The patches per side :math:`S`.
+        threshold (float): The least mean. (default: :obj:`0.3`)
+
+    Shapes:
+        - **maps:** :math:`(B, K, h, w)`
+        - **output:** :math:`(B \cdot S^2)`, image by image, row by row, long
+
+    Raises:
+        InputError: If :obj:`grid` or :obj:`threshold` is out of range.
+    """
+    if grid < 1 or threshold < 0:
+        raise InputError(f"grid={grid}, threshold={threshold}: want 1 or more, and 0 or more")
+    count, _, height, width = maps.shape
+    geometry = GroupGeometry(count, height, width, grid, background=False)
+    padded = F.pad(maps, geometry.padding, mode="replicate")  # as the patches are
+    best, label = F.avg_pool2d(padded, geometry.cell).max(dim=1)
+    return torch.where(best > threshold, label + 1, 0).flatten()
 
 
 def box_pixels(boxes: Tensor, image: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

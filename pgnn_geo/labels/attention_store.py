@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.files import atomic_write
-from pgnn_geo.graph.geometry import GroupGeometry
+from pgnn_geo.graph.geometry import patch_class
 
 POLICIES = ("last", "max", "ema")
 DTYPES = ("uint8", "float16")
@@ -159,6 +159,11 @@ class AttentionStore:
             f"stride={self.stride}, dtype={self.dtype!r}, policy={self.policy!r})"
         )
 
+    @property
+    def sizes(self) -> Tensor:
+        """The original sizes (H, W) of the photos: :math:`(M, 2)`, long."""
+        return torch.from_numpy(self._sizes.copy())
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_data": None}  # a worker maps the file itself
 
@@ -261,8 +266,7 @@ class AttentionStore:
     ) -> Tensor:
         r"""The class of each grid node: :math:`(B \cdot S^2)`, image by image, row by row, long.
 
-        The tag whose map has the largest mean in the patch, as 1 to :math:`K`, if that mean exceeds
-        the threshold; else 0, background.
+        See :func:`~pgnn_geo.graph.geometry.patch_class`.
 
         Args:
             images (list of str, list of int or torch.Tensor): Image ids, or rows of the store.
@@ -276,15 +280,7 @@ class AttentionStore:
         Raises:
             InputError: If an image is unknown or shapes disagree.
         """
-        if grid < 1 or threshold < 0:
-            raise InputError(f"grid={grid}, threshold={threshold}: want 1 or more, and 0 or more")
-        maps = self.read(images, crop, flip, size=size)
-        count, _, height, width = maps.shape
-        geometry = GroupGeometry(count, height, width, grid, background=False)
-        padded = F.pad(maps, geometry.padding, mode="replicate")  # as the patches are
-        means = F.avg_pool2d(padded, geometry.cell)
-        best, label = means.max(dim=1)
-        return torch.where(best > threshold, label + 1, 0).flatten()
+        return patch_class(self.read(images, crop, flip, size=size), grid, threshold)
 
     def flush(self) -> None:
         """Force what was written to disk; the death of the process alone loses nothing."""

@@ -1,5 +1,6 @@
 """Feature maps of a whole data set on disk, computed once and read at random."""
 
+import copy
 import json
 import os
 from collections.abc import Iterable
@@ -40,6 +41,12 @@ class FeatureBank:
         """Return float32 features :obj:`[n, C, h, w]` (or :obj:`[C, h, w]` for one index)."""
         rows = indices.tolist() if isinstance(indices, Tensor) else indices
         return torch.from_numpy(np.asarray(self._array[rows], dtype=np.float32))
+
+    def channels(self, start: int, stop: int | None = None) -> "FeatureBank":
+        """Return the bank of some of the channels; nothing is copied."""
+        part = copy.copy(self)
+        part._array = self._array[:, start:stop]
+        return part
 
     def read(self, index: int, rows: slice, columns: slice) -> Tensor:
         """Return a float32 window :obj:`[C, rows, columns]` of one photo's features."""

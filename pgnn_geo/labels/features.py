@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from pgnn_geo.datasets import SquareTransform, TaggedDataset
 from pgnn_geo.labels.feature_bank import FeatureBank
 from pgnn_geo.nn.backbones import Backbone
+from pgnn_geo.precision import Precision, autocast, resolve_precision
 
 #: Wraps an iterable of batches for a progress display: ``(iterable, title, total) -> iterable``.
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -52,9 +53,12 @@ def _images(items: list[dict[str, Any]]) -> Tensor:
     return torch.stack([item["image"].as_subclass(Tensor) for item in items])
 
 
-def _on(device: torch.device, x: Tensor) -> Tensor:
-    """Move a batch; channels last, in which convolutions without gradients run faster."""
-    return x.to(device, memory_format=torch.channels_last)
+def _run(
+    network: Callable[[Tensor], Tensor], x: Tensor, device: torch.device, precision: Precision
+) -> Tensor:
+    """Run a network without gradients; channels last, in which its convolutions are faster."""
+    with autocast(precision, device):
+        return network(x.to(device, memory_format=torch.channels_last)).float()
 
 
 def _digest(dataset: TaggedDataset, tensors: Iterable[Tensor]) -> str:
@@ -76,6 +80,7 @@ def stem_bank(
     folder: Path,
     view: View,
     progress: Progress = no_progress,
+    precision: Precision = "auto",
 ) -> FeatureBank:
     """Return the output of the backbone's frozen stages for one view of every photo.
 
@@ -87,6 +92,7 @@ def stem_bank(
         folder (Path): Where banks are kept.
         view (View): Size and mirroring.
         progress (callable, optional): See :data:`Progress`.
+        precision (str): :obj:`"auto"` or one of Lightning's names. (default: :obj:`"auto"`)
     """
     frozen: list[Tensor] = [backbone.mean, backbone.std]
     for stage in backbone.stages[: backbone.frozen_stages]:
@@ -95,28 +101,28 @@ def stem_bank(
         "content": _digest(dataset, frozen),
         "view": str(view),
         "stages": backbone.frozen_stages,
+        "precision": resolve_precision(precision),
     }
-    device = backbone.device
     photos = photo_batches(dataset, view)
-    stems = (backbone.stem(_on(device, images)) for images in photos)
+    stems = (_run(backbone.stem, images, backbone.device, precision) for images in photos)
     batches = progress(stems, f"frozen stages, {view}", -(-len(dataset) // 8))
     return FeatureBank.build(folder / f"stem-{view}.npy", batches, len(dataset), key)
 
 
 @torch.inference_mode()
-def feature_batches(
+def stem_batches(
     backbone: Backbone,
     dataset: TaggedDataset,
     view: View,
     stems: FeatureBank | None = None,
     batch_size: int = 8,
+    precision: Precision = "auto",
 ) -> Iterator[Tensor]:
-    """Yield final features :obj:`[b, C, h, w]` of every photo, from its stem where there is one."""
-    device = backbone.device
+    """Yield the output of the frozen stages of every photo, from its bank where there is one."""
     if stems is None:
         for images in photo_batches(dataset, view, batch_size):
-            yield backbone(_on(device, images))
+            yield _run(backbone.stem, images, backbone.device, precision)
     else:
         for start in range(0, len(dataset), batch_size):
             rows = list(range(start, min(start + batch_size, len(dataset))))
-            yield backbone.trunk(_on(device, stems[rows]))
+            yield stems[rows].to(backbone.device, memory_format=torch.channels_last)

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,12 @@ from torch import Tensor
 from pgnn_geo.datasets import TaggedDataset, partner_groups
 from pgnn_geo.errors import InputError
 from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.labels.features import Progress, View, feature_batches, no_progress, stem_bank
+from pgnn_geo.labels.features import Progress, View, no_progress, stem_bank, stem_batches
 from pgnn_geo.labels.propagation import PropagationName, TaggedMaps, propagate
 from pgnn_geo.nn import PGNN
+from pgnn_geo.nn.backbones import Backbone, build_backbone
+from pgnn_geo.nn.decoder import ActivationName
+from pgnn_geo.precision import Precision, autocast
 
 
 @dataclass(frozen=True)
@@ -25,28 +28,39 @@ class MapConfig:
     Args:
         size (int): Side of the square that photos are squashed to, in pixels.
         scales (sequence of float): Multiples of :obj:`size`; the maps are summed.
-        flip (bool): Average the features with those of the mirrored photo.
+        flip (bool): Average what the network says with what it says of the mirrored photo.
         source (str): For a P-GNN, the head whose maps are taken: :obj:`"graph"`, the one after the
             graph, or :obj:`"backbone"`, the one before it, which the graph has helped to train.
+        activation (str, optional): How scores become maps, see
+            :func:`~pgnn_geo.nn.decoder.activate`; by default as the model was trained.
         partners (int): Groups that are averaged for each photo and class after the graph.
         group_size (int): Photos in a group, as in training.
-        propagate (str): Completion of the maps by evidence from other photos, see
+        propagate (str): Completion of the maps by evidence from other positions and photos, see
             :func:`~pgnn_geo.labels.propagation.propagate`.
         propagation_partners (int): Other photos in its group form.
+        propagation_power (float): Exponent of its similarities.
+        propagation_features (str): What positions are compared by, the outputs of the last two
+            stages: of the :obj:`"pretrained"` backbone that training started from, of the
+            :obj:`"trained"` one, or :obj:`"auto"`: the former where there is one.
         output_stride (int): Stride of the feature map.
         seed (int): Seed of the choice of partners.
+        precision (str): Of the network: :obj:`"auto"` or one of Lightning's names.
     """
 
     size: int = 256
     scales: Sequence[float] = (1.0,)
     flip: bool = True
-    source: Literal["graph", "backbone"] = "backbone"
+    source: Literal["graph", "backbone"] = "graph"
+    activation: ActivationName | None = None
     partners: int = 3
     group_size: int = 3
-    propagate: PropagationName = "prototypes"
-    propagation_partners: int = 10
-    output_stride: int = 8
+    propagate: PropagationName = "within"
+    propagation_partners: int = 0
+    propagation_power: float = 2.0
+    propagation_features: Literal["auto", "pretrained", "trained"] = "auto"
+    output_stride: int = 16
     seed: int = 0
+    precision: Precision = "auto"
 
 
 @torch.inference_mode()
@@ -60,17 +74,17 @@ def attention_maps(
 ) -> list[Tensor]:
     r"""Return the attention maps of every photo's tagged classes.
 
-    For photo :math:`i` and class :math:`c`, :math:`P` = :obj:`partners` groups are made of the
-    photo and others tagged :math:`c`; which ones depends on the seed, the photo and the class
-    alone, never on the batch. With :math:`s` the class scores at one scale,
+    For photo :math:`i` and class :math:`c` after the graph, :math:`P` = :obj:`partners` groups are
+    made of the photo and others tagged :math:`c`; which ones depends on the seed, the photo and the
+    class alone, never on the batch. With :math:`s` the class scores at one scale,
 
     .. math::
         A_{i,c} = \mathrm{norm} \sum_{\text{scales}} \mathrm{propagate} \Bigl( \mathrm{norm} \,
-        \frac{1}{P} \sum_{p=1}^{P} s_{i,c}^{(p)} \Bigr), \qquad
-        \mathrm{norm}(s) = \mathrm{ReLU}(s) / \max \mathrm{ReLU}(s)
+        \phi \Bigl( \frac{1}{P} \sum_{p=1}^{P} s_{i,c}^{(p)} \Bigr) \Bigr), \qquad
+        \mathrm{norm}(a) = a / \max a
 
-    Without a graph (:obj:`layers=0`), or with the head before it, there are no groups; a CAM is the
-    former without propagation.
+    where :math:`\phi` is the activation. Without a graph (:obj:`layers=0`), or with the head before
+    it, there are no groups; a CAM is the former with ReLU and without propagation.
 
     Args:
         model (PGNN): The network; its output stride is set for the time of the call.
@@ -87,12 +101,14 @@ def attention_maps(
         the order of the classes; :math:`h = w` = size / stride.
 
     Raises:
-        InputError: If the data set has no tags.
+        InputError: If the data set has no tags, or :obj:`propagation_features="pretrained"` and the
+            model was trained from random weights.
     """
     config = config or MapConfig()
     if dataset.tags is None:
         raise InputError("Attention maps need image tags; this split has none.")
     tags = dataset.tags.bool()
+    reference = None if config.propagate == "none" else _reference_backbone(model, config)
     training, stride = model.training, model.backbone.output_stride
     device = model.backbone.device
     model.eval()
@@ -100,22 +116,35 @@ def attention_maps(
     side = -(-config.size // config.output_stride)
     owners, classes = tags.nonzero(as_tuple=True)
     total = TaggedMaps(torch.zeros(len(owners), side, side), owners, classes, tags)
+    before = model.backbone_decoder is None or config.source == "backbone"
+    width = model.num_classes if before else model.backbone.out_channels
     try:
         for scale in config.scales:
             size = max(16, round(config.size * scale / 16) * 16)
             with tempfile.TemporaryDirectory(dir=scratch_folder, prefix="features-") as scratch:
-                features = FeatureBank.build(
+                bank = FeatureBank.build(
                     Path(scratch) / "features.npy",
-                    _mean_over_flips(model, dataset, size, config.flip, stem_folder, progress),
+                    _outputs(model, reference, dataset, size, config, stem_folder, progress),
                     len(dataset),
                     {"size": size},
                 )
-                scores = _class_scores(model, features, total, config)
+                evidence = bank.channels(0, width)
+                if before:
+                    scores = torch.cat(
+                        [
+                            evidence[photos][tags[photos]]
+                            for photos in torch.arange(len(bank)).split(64)
+                        ]
+                    )
+                else:
+                    with autocast(config.precision, device):
+                        scores = _graph_scores(model, evidence, total, config)
                 maps = propagate(
                     config.propagate,
-                    features,
-                    total.with_maps(scores.relu()),
+                    bank.channels(width),
+                    total.activated(scores, config.activation or model.activation),
                     config.propagation_partners,
+                    config.propagation_power,
                     config.seed,
                     device,
                 ).maps
@@ -128,38 +157,73 @@ def attention_maps(
     return list(total.with_maps(total.maps).maps.split(tags.sum(dim=1).tolist()))
 
 
-def _mean_over_flips(
+def _reference_backbone(model: PGNN, config: MapConfig) -> Backbone:
+    """Return the backbone whose features positions are compared by."""
+    weights: Any = model.config["weights"]
+    if config.propagation_features == "trained" or (
+        config.propagation_features == "auto" and weights is None
+    ):
+        return model.backbone
+    if weights is None:
+        raise InputError(
+            "propagation_features='pretrained': this model was trained from random weights; "
+            "want 'auto' or 'trained'"
+        )
+    frozen = model.backbone.frozen_stages  # one stem serves both
+    name: Any = model.config["backbone"]
+    reference = build_backbone(name, weights, config.output_stride, frozen)
+    return reference.to(model.backbone.device).eval()
+
+
+def _outputs(
     model: PGNN,
+    reference: Backbone | None,
     dataset: TaggedDataset,
     size: int,
-    flip: bool,
+    config: MapConfig,
     stem_folder: Path | None,
     progress: Progress,
 ) -> Iterator[Tensor]:
-    """Yield the features of photos, averaged with those of their mirror images turned back."""
-    streams = []
-    for view in (View(size), View(size, flip=True))[: 1 + flip]:
+    """Yield what is needed of every photo, averaged with its mirror image turned back.
+
+    First the scores of the head before the graph, or the features that the graph needs; then the
+    unit features of :obj:`reference`, if there is one.
+    """
+    backbone, streams = model.backbone, []
+    for view in (View(size), View(size, flip=True))[: 1 + config.flip]:
         stems = None
-        if stem_folder is not None and model.backbone.frozen_stages:
-            stems = stem_bank(model.backbone, dataset, stem_folder, view, progress)
-        streams.append(feature_batches(model.backbone, dataset, view, stems))
+        if stem_folder is not None and backbone.frozen_stages:
+            stems = stem_bank(backbone, dataset, stem_folder, view, progress, config.precision)
+        streams.append(stem_batches(backbone, dataset, view, stems, precision=config.precision))
+    head = model.backbone_decoder or model.decoder
+
+    def run(x: Tensor) -> list[Tensor]:
+        with autocast(config.precision, x.device):
+            trained = backbone.levels(x)
+            first = trained[-1] * backbone.scale
+            if model.backbone_decoder is None or config.source == "backbone":
+                first = head(first)[0]
+            levels: list[Tensor] = []
+            if reference is not None:
+                levels = trained if reference is backbone else reference.levels(x)
+        return [output.float() for output in (first, *levels)]
+
     batches = -(-len(dataset) // 8)
-    for features, *mirrored in progress(zip(*streams, strict=True), "features", batches):
-        for other in mirrored:
-            features = (features + other.flip(-1)) / 2
-        yield features
+    for views in progress(zip(*streams, strict=True), "features", batches):
+        outputs = run(views[0])
+        for mirrored in views[1:]:
+            turned = [output.flip(-1) for output in run(mirrored)]
+            outputs = [(a + b) / 2 for a, b in zip(outputs, turned, strict=True)]
+        first, *levels = outputs
+        # Of one length each, so that no stage outweighs the other.
+        yield torch.cat([first, *(F.normalize(level, dim=1) for level in levels)], dim=1)
 
 
-def _class_scores(
+def _graph_scores(
     model: PGNN, features: FeatureBank, rows: TaggedMaps, config: MapConfig
 ) -> Tensor:
-    """Return the score map :obj:`[R, h, w]` of every photo and tagged class."""
+    """Return the score map :obj:`[R, h, w]` after the graph of every photo and tagged class."""
     device = model.backbone.device
-    if model.backbone_decoder is None or config.source == "backbone":
-        decoder = model.backbone_decoder or model.decoder
-        batches = torch.arange(len(features)).split(16)
-        scores = [decoder(features[photos].to(device))[0].float().cpu() for photos in batches]
-        return torch.cat(scores)[rows.tags]
     groups = partner_groups(
         rows.tags, partners=config.partners, group_size=config.group_size, seed=config.seed
     )
@@ -169,7 +233,8 @@ def _class_scores(
         unique, inverse = photos.flatten().unique(return_inverse=True)
         x = features[unique].to(device)[inverse.to(device)]
         group = torch.arange(len(x), device=device) // config.group_size
-        maps = model.forward_features(x, group=group).scores  # [4 P N, K, h, w]
+        tags = rows.tags[photos.flatten()].to(device)
+        maps = model.forward_features(x, group, tags).scores  # [4 P N, K, h, w]
         maps = maps.view(len(photos), config.partners, config.group_size, *maps.shape[1:])
         anchors = maps[:, :, 0].mean(dim=1)
         picked = classes.to(device).view(-1, 1, 1, 1).expand(-1, 1, *anchors.shape[-2:])

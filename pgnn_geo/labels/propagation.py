@@ -6,10 +6,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch_geometric.utils import scatter
 
 from pgnn_geo.datasets import partner_groups
 from pgnn_geo.labels.feature_bank import FeatureBank
 from pgnn_geo.nn import ClassPrototypes, CongenericPropagation
+from pgnn_geo.nn.decoder import ActivationName
 
 PropagationName = Literal["none", "within", "group", "prototypes", "both"]
 
@@ -43,6 +45,17 @@ class TaggedMaps:
         index = self.tags.flatten().cumsum(0).view_as(self.tags) - 1
         return torch.where(self.tags, index, -1)[photos]
 
+    def activated(self, scores: Tensor, activation: ActivationName) -> "TaggedMaps":
+        """Return the maps of scores :obj:`[R, h, w]`; only a photo's own classes compete."""
+        if activation == "relu":
+            return self.with_maps(scores.relu())
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        # The background's score is zero; the largest is taken off: no exponential overflows.
+        peak = scatter(scores, self.owners, 0, len(self.tags), reduce="max").clamp(min=0)
+        weight = (scores - peak[self.owners]).exp()
+        total = (-peak).exp().index_add_(0, self.owners, weight)
+        return self.with_maps(weight / total[self.owners])
+
     def with_maps(self, maps: Tensor) -> "TaggedMaps":
         """Return the same rows with other maps, each divided by its maximum."""
         peak = maps.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
@@ -54,6 +67,7 @@ def propagate(
     features: FeatureBank,
     start: TaggedMaps,
     partners: int = 10,
+    power: float = 1.0,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> TaggedMaps:
@@ -66,7 +80,10 @@ def propagate(
             :obj:`"both"`: prototypes, then the group form on their maps.
         features (FeatureBank): Features :obj:`[M, C, h, w]` of all photos.
         start (TaggedMaps): The maps to complete.
-        partners (int): Other photos in the group form. (default: :obj:`10`)
+        partners (int): Other photos in the group form; with 0 it is :obj:`"within"`.
+            (default: :obj:`10`)
+        power (float): Exponent of the similarity :obj:`"within"` and in the group form.
+            (default: :obj:`1.0`)
         seed (int): Seed of the choice of partners. (default: :obj:`0`)
         device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
     """
@@ -77,7 +94,7 @@ def propagate(
         start = _from_prototypes(prototypes, features, start, device)
     if kind in ("within", "group", "both"):
         count = 0 if kind == "within" else partners
-        start = _from_partners(prototypes.mean, features, start, count, seed, device)
+        start = _from_partners(prototypes.mean, features, start, count, power, seed, device)
     return start
 
 
@@ -120,6 +137,7 @@ def _from_partners(
     features: FeatureBank,
     start: TaggedMaps,
     partners: int,
+    power: float,
     seed: int,
     device: torch.device | str,
 ) -> TaggedMaps:
@@ -127,7 +145,7 @@ def _from_partners(
 
     Partners' features and maps are averaged over 2 x 2 positions: a quarter of the work.
     """
-    layer = CongenericPropagation("cosine", mean=mean).to(device)
+    layer = CongenericPropagation("cosine", mean=mean, power=power).to(device)
     groups = partner_groups(start.tags, partners=1, group_size=partners + 1, seed=seed).indices
     rows = start.row(groups.flatten()).view(*groups.shape, -1)
     rows = rows.gather(2, start.classes.view(-1, 1, 1).expand(-1, partners + 1, 1))[..., 0]

@@ -3,6 +3,7 @@ r"""Backbone trunks: images in, one feature map at a chosen output stride out.""
 from typing import Any, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet101_Weights, VGG16_Weights, WeightsEnum
@@ -74,7 +75,28 @@ class Backbone(nn.Module):
         """Run the trained stages on the output of :meth:`stem`."""
         for stage in self.stages[self.frozen_stages :]:
             x = stage(x)
-        return x * self.scale
+        return self._finish(x) * self.scale
+
+    def levels(self, x: Tensor) -> list[Tensor]:
+        """Run :meth:`trunk` and return the outputs of the last two stages, of one size.
+
+        The last stage tells what a thing is, the one before more of what it looks like. They are
+        not scaled: :meth:`trunk` is the last times :attr:`scale`. Where all stages are frozen,
+        there is but the last.
+
+        Args:
+            x (torch.Tensor): Output of :meth:`stem`.
+        """
+        levels = [x]
+        for stage in self.stages[self.frozen_stages :]:
+            levels = [levels[-1], stage(levels[-1])]
+        levels[-1] = self._finish(levels[-1])
+        height, width = levels[-1].shape[-2:]
+        return [F.adaptive_avg_pool2d(level, (height, width)) for level in levels]
+
+    def _finish(self, x: Tensor) -> Tensor:
+        """Do what follows the last stage."""
+        return x
 
     @property
     def device(self) -> torch.device:
@@ -146,11 +168,9 @@ class VGGBackbone(Backbone):
         super().__init__(stages, out_channels=widths[-1], **kwargs)
         self.final_pool = nn.MaxPool2d(2, 2, ceil_mode=True)
 
-    def trunk(self, x: Tensor) -> Tensor:
-        """Run the trained stages; at the largest stride the last pooling layer follows."""
-        features = super().trunk(x)
-        whole = self.output_stride == self.largest_stride
-        return self.final_pool(features) if whole else features
+    def _finish(self, x: Tensor) -> Tensor:
+        """Pool, as the network did that this was, if nothing is dilated."""
+        return self.final_pool(x) if self.output_stride == self.largest_stride else x
 
     def _set_output_stride(self, output_stride: int) -> None:
         stride, dilation = 1, 1

@@ -1,10 +1,14 @@
 """From features to class score maps, class logits and attention maps."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph.checks import describe
+
+ActivationName = Literal["relu", "softmax"]
 
 
 class AttentionDecoder(nn.Conv2d):
@@ -71,3 +75,29 @@ def normalize_attention(scores: Tensor, eps: float = 1e-5) -> Tensor:
         return torch.relu(scores)
     positive = torch.relu(scores)
     return positive / positive.amax(dim=(2, 3), keepdim=True).clamp(min=eps)
+
+
+def activate(scores: Tensor, activation: ActivationName, tags: Tensor | None = None) -> Tensor:
+    r"""Turn class scores into attention maps as a network was trained to make them.
+
+    - :obj:`"relu"`, for a network trained by image tags alone: :func:`normalize_attention`.
+    - :obj:`"softmax"`, for one trained by :class:`~pgnn_geo.losses.SeedingLoss`: the probability
+      of each class beside a background of score zero,
+
+      .. math::
+          A_{k,u} = \frac{\exp S_{k,u}}{1 + \sum_{l} \exp S_{l,u}}
+
+    Args:
+        scores (torch.Tensor): Scores :obj:`[B, K, h, w]`.
+        activation (str): :obj:`"relu"` or :obj:`"softmax"`.
+        tags (torch.Tensor, optional): Multi-hot tags :obj:`[B, K]`: other classes get zero, and
+            take no part in the softmax. (default: :obj:`None`)
+    """
+    present = None if tags is None else tags[:, :, None, None] > 0
+    if activation == "relu":
+        attention = normalize_attention(scores)
+        return attention if present is None else attention * present
+    if present is not None:
+        scores = scores.masked_fill(~present, -torch.inf)
+    background = scores.new_zeros(scores.size(0), 1, *scores.shape[2:])
+    return torch.cat([background, scores], dim=1).softmax(dim=1)[:, 1:]

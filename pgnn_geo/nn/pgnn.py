@@ -7,9 +7,12 @@ from torch_geometric.data import Batch
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph import PatchGraphBuilder, stitch
+from pgnn_geo.graph.geometry import patch_class
 from pgnn_geo.nn.backbones import BackboneName, build_backbone
 from pgnn_geo.nn.complementary_block import ComplementaryBlock
-from pgnn_geo.nn.decoder import AttentionDecoder, normalize_attention
+from pgnn_geo.nn.decoder import ActivationName, AttentionDecoder, activate
+
+NodeClassesName = Literal["none", "maps"]
 
 
 class PGNNOutput(NamedTuple):
@@ -19,7 +22,8 @@ class PGNNOutput(NamedTuple):
     logits: Tensor  #: class logits after the graph [B, K]
     backbone_logits: Tensor | None  #: class logits before the graph [B, K]; None without a graph
     batch: Batch | None  #: the graphs of the attended nodes; None without a graph
-    scores: Tensor  #: class scores before normalisation [B, K, h, w]; their means are the logits
+    scores: Tensor  #: class scores before activation [B, K, h, w]; their means are the logits
+    backbone_scores: Tensor | None  #: the same before the graph; None without a graph
 
 
 class PGNN(nn.Module):
@@ -52,6 +56,12 @@ class PGNN(nn.Module):
             :func:`~pgnn_geo.nn.backbones.resolve_weights`. (default: :obj:`"DEFAULT"`)
         output_stride (int): 8, 16 or 32. (default: :obj:`16`)
         freeze_stages (int): Leading backbone stages that are not trained. (default: :obj:`0`)
+        activation (str): How scores become maps, see :func:`~pgnn_geo.nn.decoder.activate`:
+            :obj:`"relu"` or :obj:`"softmax"`. (default: :obj:`"relu"`)
+        node_classes (str): Where the classes of grid nodes come from if :obj:`node_class` is not
+            given: :obj:`"none"`: all are background; :obj:`"maps"`: with :obj:`tags`, the maps of
+            the head before the graph, see :func:`~pgnn_geo.graph.geometry.patch_class`.
+            (default: :obj:`"none"`)
 
     Shapes:
         - **input:** images :math:`(B, 3, H, W)` in :math:`[0, 1]`; group :math:`(B)` sorted group
@@ -77,6 +87,8 @@ class PGNN(nn.Module):
         weights: str | None = "DEFAULT",
         output_stride: int = 16,
         freeze_stages: int = 0,
+        activation: ActivationName = "relu",
+        node_classes: NodeClassesName = "none",
     ):
         super().__init__()
         self.config = {
@@ -90,7 +102,11 @@ class PGNN(nn.Module):
             "weights": weights,
             "output_stride": output_stride,
             "freeze_stages": freeze_stages,
+            "activation": activation,
+            "node_classes": node_classes,
         }
+        self.activation = activation
+        self.node_classes = node_classes
         if layers < 0:
             raise InputError(f"'layers' must be 0 (no graph: CAM) or more, got {layers}.")
         self.num_classes = num_classes
@@ -115,6 +131,18 @@ class PGNN(nn.Module):
         self.backbone_decoder = AttentionDecoder(channels, num_classes) if layers else None
         self.decoder = AttentionDecoder(channels, num_classes)
 
+    def set_activation(self, activation: ActivationName) -> "PGNN":
+        """Set how scores become maps, in place, see :class:`PGNN`."""
+        self.activation = activation
+        self.config["activation"] = activation
+        return self
+
+    def set_node_classes(self, node_classes: NodeClassesName) -> "PGNN":
+        """Set where classes of nodes come from, in place, see :class:`PGNN`."""
+        self.node_classes = node_classes
+        self.config["node_classes"] = node_classes
+        return self
+
     def forward(
         self,
         images: Tensor,
@@ -130,7 +158,8 @@ class PGNN(nn.Module):
             images (torch.Tensor): Images :obj:`[B, 3, H, W]` in :math:`[0, 1]`.
             group (torch.Tensor, optional): Sorted group ids :obj:`[B]`; one group if not given.
             tags (torch.Tensor, optional): Multi-hot image tags :obj:`[B, K]`; attention maps of
-                other classes are set to zero. They do not enter the network.
+                other classes are set to zero. They do not enter the network, but for
+                :obj:`node_classes="maps"`.
             node_class (torch.Tensor, optional): Class of each grid node :obj:`[V]`.
             boxes, box_class (list of torch.Tensor, optional): Per image, :obj:`[k, 4]` boxes in
                 feature pixels and their classes :obj:`[k]`.
@@ -154,9 +183,11 @@ class PGNN(nn.Module):
         box_class: list[Tensor] | None = None,
     ) -> PGNNOutput:
         """Run what follows the backbone on features :obj:`[B, C, h, w]`, see :meth:`forward`."""
-        batch, backbone_logits = None, None
+        batch, backbone_scores, backbone_logits = None, None, None
         if self.backbone_decoder is not None:
-            backbone_logits = self.backbone_decoder(features)[1]
+            backbone_scores, backbone_logits = self.backbone_decoder(features)
+            if node_class is None and tags is not None and self.node_classes == "maps":
+                node_class = self._classes_from_maps(backbone_scores, tags)
             batch = self.builder(
                 features, group=group, node_class=node_class, boxes=boxes, box_class=box_class
             )
@@ -169,7 +200,10 @@ class PGNN(nn.Module):
                 )
             features = stitch(batch)
         scores, logits = self.decoder(features)
-        attention = normalize_attention(scores)
-        if tags is not None:
-            attention = attention * tags[:, :, None, None].to(attention)
-        return PGNNOutput(attention, logits, backbone_logits, batch, scores)
+        attention = activate(scores, self.activation, tags)
+        return PGNNOutput(attention, logits, backbone_logits, batch, scores, backbone_scores)
+
+    def _classes_from_maps(self, scores: Tensor, tags: Tensor) -> Tensor | None:
+        if self.builder.grid is None:  # boxes have classes of their own
+            return None
+        return patch_class(activate(scores.detach(), self.activation, tags), self.builder.grid)

@@ -61,9 +61,9 @@ class CongenericPropagation(MessagePassing):
 
     .. math::
         E_{\alpha\beta} = \frac{\mathrm{ReLU}(\cos(\mathbf{f}_{\alpha} - \boldsymbol{\mu},
-        \mathbf{f}_{\beta} - \boldsymbol{\mu}))}{\sum_{\gamma \in \mathcal{N}(\alpha)}
+        \mathbf{f}_{\beta} - \boldsymbol{\mu}))^p}{\sum_{\gamma \in \mathcal{N}(\alpha)}
         \mathrm{ReLU}(\cos(\mathbf{f}_{\alpha} - \boldsymbol{\mu},
-        \mathbf{f}_{\gamma} - \boldsymbol{\mu}))}.
+        \mathbf{f}_{\gamma} - \boldsymbol{\mu}))^p}.
 
     With :obj:`kernel="linear"` they are the bare cosine, :math:`E_{\alpha\beta} = \langle
     \mathbf{u}_{\alpha}, \mathbf{u}_{\beta} \rangle`, so the sum factorizes into :math:`\langle
@@ -82,6 +82,8 @@ class CongenericPropagation(MessagePassing):
         mean (torch.Tensor, optional): The data set's mean feature :math:`\boldsymbol{\mu}` of shape
             :math:`(C)`, kept as a buffer, for example :attr:`ClassPrototypes.mean`. Features are
             not centered without it, which separates classes less well. (default: :obj:`None`)
+        power (float): The exponent :math:`p` of the cosine kernel, 1 or more.
+            (default: :obj:`1.0`)
         max_elements (int): The most similarities in one block of the fused cosine kernel.
             (default: :obj:`4194304`)
         **kwargs: Arguments of :class:`torch_geometric.nn.conv.MessagePassing`.
@@ -101,16 +103,20 @@ class CongenericPropagation(MessagePassing):
         self,
         kernel: str = "cosine",
         mean: Tensor | None = None,
+        power: float = 1.0,
         max_elements: int = 2**22,
         **kwargs: Any,
     ) -> None:
         if kernel not in KERNELS:
             raise InputError(f"kernel={kernel!r}: want one of {', '.join(KERNELS)}")
+        if power < 1 or (kernel == "linear" and power != 1):
+            raise InputError(f"power={power}: want 1 or more, and 1 with the linear kernel")
         if max_elements < 1:
             raise InputError(f"max_elements={max_elements}: want 1 or more")
         kwargs.setdefault("aggr", "add")
         super().__init__(node_dim=0, **kwargs)
         self.kernel = kernel
+        self.power = power
         self.max_elements = max_elements
         self.mean: Tensor | None
         self.register_buffer("mean", None if mean is None else mean.detach().clone())
@@ -188,7 +194,7 @@ class CongenericPropagation(MessagePassing):
         """Compute the weight of each edge: one, or with tags one per class."""
         weight = (unit_i * unit_j).sum(dim=-1, keepdim=True)  # [E, 1]
         if self.kernel == "cosine":
-            weight = weight.relu()
+            weight = weight.relu() if self.power == 1 else weight.relu() ** self.power
         if tags_j is not None:
             weight = weight * tags_j  # [E, K]
         if self.kernel == "cosine":
@@ -239,10 +245,16 @@ class CongenericPropagation(MessagePassing):
             for s, v in sources:
                 if needs_grad:
                     part = checkpoint(
-                        _cosine_block, t, s, v, use_reentrant=False, preserve_rng_state=False
+                        _cosine_block,
+                        t,
+                        s,
+                        v,
+                        self.power,
+                        use_reentrant=False,
+                        preserve_rng_state=False,
                     )
                 else:
-                    part = _cosine_block(t, s, v)
+                    part = _cosine_block(t, s, v, self.power)
                 out = out + part
             parts.append(out)
         return torch.cat(parts)
@@ -262,8 +274,9 @@ class CongenericPropagation(MessagePassing):
         )
 
 
-def _cosine_block(target: Tensor, source: Tensor, values: Tensor) -> Tensor:
-    return (target @ source.t()).relu_() @ values
+def _cosine_block(target: Tensor, source: Tensor, values: Tensor, power: float) -> Tensor:
+    weight = (target @ source.t()).relu_()
+    return (weight if power == 1 else weight**power) @ values
 
 
 def _divide(total: Tensor, weight: Tensor) -> Tensor:

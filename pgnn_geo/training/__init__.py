@@ -1,20 +1,34 @@
-"""Training with Lightning: stage 1, precision, callbacks."""
+"""Training with Lightning: stage 1, stage 2, callbacks."""
 
 from pgnn_geo.training.attention import (
     AttentionModule,
     AttentionTrainingConfig,
-    StemDataset,
-    group_loader,
     train_attention,
 )
-from pgnn_geo.training.precision import has_fast_bfloat16, resolve_precision
+from pgnn_geo.training.complementary import ComplementaryConfig
+from pgnn_geo.training.mutual import MutualComplement
+from pgnn_geo.training.segmentation import (
+    RECIPES,
+    SegmentationData,
+    SegmentationModule,
+    SegmentationTrainingConfig,
+    segmentation_loss,
+    train_segmentation,
+)
+from pgnn_geo.training.stems import StemDataset, group_loader
 
 __all__ = [
+    "RECIPES",
     "AttentionModule",
     "AttentionTrainingConfig",
+    "ComplementaryConfig",
+    "MutualComplement",
+    "SegmentationData",
+    "SegmentationModule",
+    "SegmentationTrainingConfig",
     "StemDataset",
     "group_loader",
-    "has_fast_bfloat16",
-    "resolve_precision",
+    "segmentation_loss",
     "train_attention",
+    "train_segmentation",
 ]

@@ -1,27 +1,38 @@
 """Stage 1: training attention maps (P-GNN, or its CAM baseline) from image tags."""
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from pgnn_geo.datasets import ClassGroupSampler, TaggedDataset, TrainTransform, collate_groups
+from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.labels.features import Progress, View, no_progress, stem_bank
-from pgnn_geo.losses import classification_loss
+from pgnn_geo.graph.geometry import patch_class
+from pgnn_geo.labels import AttentionStore
+from pgnn_geo.labels.features import Progress, no_progress
+from pgnn_geo.labels.inference import MapConfig
+from pgnn_geo.losses import SeedingLoss, classification_loss
 from pgnn_geo.nn import PGNN, PGNNOutput
+from pgnn_geo.precision import Precision, resolve_precision
 from pgnn_geo.training.callbacks import EpochLine, progress_bars
-from pgnn_geo.training.precision import Precision, resolve_precision
+from pgnn_geo.training.complementary import (
+    DEFAULTS,
+    ComplementaryConfig,
+    ComplementaryName,
+    PreviousMaps,
+    complementary_terms,
+)
+from pgnn_geo.training.completion import MapCompletion
+from pgnn_geo.training.stems import group_loader, photo_view
+
+COMPLETION = MapConfig(source="backbone", activation="relu", propagate="both", output_stride=8)
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,19 @@ class AttentionTrainingConfig:
     """Hyper-parameters of stage 1.
 
     Args:
-        epochs (int): Epochs; in each, every image is the anchor of one group once.
+        epochs (int): Epochs on image tags; in each, every image is the anchor of one group once.
+        completion_epochs (int): Epochs after those in which the network is trained toward its own
+            maps, completed by :obj:`completion`, see :class:`~pgnn_geo.losses.SeedingLoss`.
+        completion (MapConfig): How these maps are inferred and propagated; with precision
+            :obj:`"auto"`, in that of the training.
+        foreground (float): Reference above which a class is seen in those epochs.
+        background (float): Reference below which there is background; between, nothing is learned.
+        node_classes (str): Classes of the graph's nodes, see :class:`~pgnn_geo.nn.PGNN`:
+            :obj:`"none"`: all background; :obj:`"references"`: in those epochs, those that the
+            completed maps give the patches, and at labelling those of the head before the graph.
+        complementary (str): Loss of the first :obj:`epochs`: :obj:`"off"`, the classification loss,
+            or a mode of :class:`~pgnn_geo.losses.SoftComplementaryLoss`.
+        complementary_loss (ComplementaryConfig): Its parameters.
         size (int): Side of the training images in pixels.
         augment (str): :obj:`"window"`: photos are squashed to a square and passed through the
             frozen stages once, which is kept on disk; each visit sees a random window of that,
@@ -47,6 +70,13 @@ class AttentionTrainingConfig:
     """
 
     epochs: int = 3
+    completion_epochs: int = 3
+    completion: MapConfig = COMPLETION
+    foreground: float = 0.5
+    background: float = 0.3
+    node_classes: Literal["none", "references"] = "none"
+    complementary: ComplementaryName = "off"
+    complementary_loss: ComplementaryConfig = DEFAULTS
     size: int = 256
     augment: Literal["window", "crop"] = "window"
     window: float = 0.75
@@ -59,37 +89,102 @@ class AttentionTrainingConfig:
     precision: Precision = "auto"
     workers: int = 1
 
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.completion_epochs < 0:
+            raise InputError(
+                f"epochs={self.epochs}, completion_epochs={self.completion_epochs}: want 1 or "
+                "more, and 0 or more"
+            )
+
 
 class AttentionModule(LightningModule):
-    r"""Trains a :class:`~pgnn_geo.nn.PGNN` by the classification loss on map means.
+    r"""Trains a :class:`~pgnn_geo.nn.PGNN` on image tags, then toward its own completed maps.
 
-    AdamW with the polynomial decay :math:`(1 - t/T)^{0.9}` of the segmentation literature.
+    First by the classification loss on map means, or the soft-complementary loss; as soon as
+    :attr:`references` is set, which :class:`~pgnn_geo.training.completion.MapCompletion` does, by
+    the seeding loss on the maps, and with weight 0.4 on those of the head before the graph. AdamW
+    with the polynomial decay :math:`(1 - t/T)^{0.9}` of the segmentation literature in each of the
+    two parts.
 
     Args:
         model (PGNN): The network; with :obj:`layers=0` this trains the CAM baseline.
         config (AttentionTrainingConfig): Hyper-parameters.
+        previous (PreviousMaps, optional): The previous epoch's maps, which the mode
+            :obj:`"erase"` needs. (default: :obj:`None`)
+
+    Raises:
+        InputError: If a hyper-parameter is out of range, or does not fit the network.
     """
 
-    def __init__(self, model: PGNN, config: AttentionTrainingConfig):
+    def __init__(
+        self, model: PGNN, config: AttentionTrainingConfig, previous: PreviousMaps | None = None
+    ):
         super().__init__()
         self.model = model
         self.config = config
+        self.seeding = SeedingLoss(config.foreground, config.background)
+        off = config.complementary == "off"
+        self.complementary = None if off else config.complementary_loss.build(config.complementary)
+        self.previous = previous
+        self.references: AttentionStore | None = None
+        if config.node_classes == "references" and len(model.blocks) > 0:
+            if model.builder.grid is None:
+                raise InputError("node_classes='references' needs a grid; boxes have classes")
+            if not config.completion_epochs:
+                raise InputError("node_classes='references' needs completion_epochs of 1 or more")
+
+    def features(self, batch: dict[str, Any]) -> Tensor:
+        """Run the backbone on a batch that holds either :obj:`image` or the frozen :obj:`stem`."""
+        if "stem" in batch:
+            return self.model.backbone.trunk(batch["stem"])
+        return self.model.backbone(batch["image"])
 
     def forward(self, batch: dict[str, Any]) -> PGNNOutput:
-        """Run the model on a batch that holds either :obj:`image` or the frozen :obj:`stem`."""
-        group = batch["group"]
-        if "stem" in batch:
-            features = self.model.backbone.trunk(batch["stem"])
-            return self.model.forward_features(features, group=group)
-        return self.model(batch["image"], group=group)
+        """Run the model on a batch of groups."""
+        return self.model.forward_features(self.features(batch), group=batch["group"])
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Return the classification loss of one batch of groups."""
-        output = self(batch)
-        loss = classification_loss(output.logits, batch["tags"], output.backbone_logits)
+        """Return the loss of one batch of groups."""
+        loss = self._tag_loss(batch) if self.references is None else self._reference_loss(batch)
         self.log(
             "loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["group"])
         )
+        return loss
+
+    def _tag_loss(self, batch: dict[str, Any]) -> Tensor:
+        features = self.features(batch)
+        output = self.model.forward_features(features, group=batch["group"])
+        if self.complementary is None:
+            return classification_loss(output.logits, batch["tags"], output.backbone_logits)
+        terms = complementary_terms(
+            self.complementary,
+            self.model,
+            batch,
+            features,
+            output,
+            self.current_epoch,
+            self.previous,
+            self.config.group_size,
+        )
+        for name, term in terms._asdict().items():
+            if name != "total":
+                self.log(name, term, on_step=False, on_epoch=True, batch_size=len(batch["group"]))
+        return terms.total
+
+    def _reference_loss(self, batch: dict[str, Any]) -> Tensor:
+        assert self.references is not None
+        features = self.features(batch)
+        index, crop, flip = photo_view(batch, self.references.sizes)
+        reference = self.references.read(index, crop, flip, size=features.shape[2:])
+        reference = reference.to(features.device)
+        node_class = None
+        if self.model.node_classes == "maps":
+            assert self.model.builder.grid is not None
+            node_class = patch_class(reference, self.model.builder.grid)
+        output = self.model.forward_features(features, group=batch["group"], node_class=node_class)
+        loss: Tensor = self.seeding(output.scores, reference, batch["tags"])
+        if output.backbone_scores is not None:
+            loss = loss + 0.4 * self.seeding(output.backbone_scores, reference, batch["tags"])
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -101,46 +196,19 @@ class AttentionModule(LightningModule):
         if backbone:
             groups.append({"params": backbone, "lr": self.config.lr})
         optimizer = torch.optim.AdamW(groups, weight_decay=self.config.weight_decay)
-        scheduler = torch.optim.lr_scheduler.PolynomialLR(
-            optimizer, total_iters=int(self.trainer.estimated_stepping_batches), power=0.9
-        )
+        epochs = self.config.epochs + self.config.completion_epochs
+        steps = int(self.trainer.estimated_stepping_batches) / epochs
+
+        def decay(step: int) -> float:
+            first = step < steps * self.config.epochs
+            start = 0 if first else self.config.epochs
+            length = self.config.epochs if first else self.config.completion_epochs
+            return float(max(0.0, 1 - (step / steps - start) / max(length, 1)) ** 0.9)
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, decay)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-
-class StemDataset(Dataset):
-    """A tagged data set whose photos are already passed through the backbone's frozen stages.
-
-    Args:
-        dataset (TaggedDataset): The photos and tags.
-        banks (tuple of FeatureBank): The photos as they are, and mirrored; one is drawn each time.
-        window (float): Side of the random window as a fraction of the whole. (default: :obj:`1.0`)
-    """
-
-    def __init__(self, dataset: TaggedDataset, banks: tuple[FeatureBank, ...], window: float = 1.0):
-        if dataset.tags is None:
-            raise InputError("Training needs image tags; this split has none.")
-        self.dataset = dataset
-        self.tags = dataset.tags
-        self.banks = banks
-        side = banks[0].shape[-1]
-        self.window = max(1, round(window * side))
-        self.room = side - self.window + 1
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        flip = int(torch.randint(len(self.banks), ()))
-        top, left = torch.randint(self.room, (2,)).tolist()
-        rows, columns = slice(top, top + self.window), slice(left, left + self.window)
-        return {
-            "stem": self.banks[flip].read(index, rows, columns),
-            "tags": self.tags[index],
-            "image_id": self.dataset.image_ids[index],
-            "index": index,
         }
 
 
@@ -177,16 +245,37 @@ def train_attention(
     """
     config = config or AttentionTrainingConfig()
     seed_everything(config.seed, workers=True, verbose=False)
-    module = AttentionModule(model, config)
     checkpoint = ModelCheckpoint(  # after each epoch, in place of the one before
         dirpath=out / "checkpoints", filename="last", enable_version_counter=False
     )
+    folder = stem_folder or out / "stems"
+    callbacks: list[Callback] = [checkpoint, EpochLine(name, console or Console())]
+    previous = None
+    if config.complementary == "erase":
+        previous = PreviousMaps(dataset, config.epochs, config.complementary_loss, out / "previous")
+        callbacks.append(previous)
+    if config.completion_epochs:
+        maps = config.completion
+        if maps.precision == "auto":
+            maps = replace(maps, precision=config.precision)
+        callbacks.append(
+            MapCompletion(
+                dataset,
+                config.epochs,
+                maps,
+                out / "references",
+                folder,
+                progress,
+                node_classes=config.node_classes == "references",
+            )
+        )
+    module = AttentionModule(model, config, previous)
     trainer = Trainer(
-        max_epochs=config.epochs,
+        max_epochs=config.epochs + config.completion_epochs,
         precision=resolve_precision(config.precision),
         default_root_dir=out,
         logger=TensorBoardLogger(out, name="tensorboard", version=""),
-        callbacks=[checkpoint, EpochLine(name, console or Console()), *progress_bars()],
+        callbacks=[*callbacks, *progress_bars()],
         enable_progress_bar=bool(progress_bars()),
         enable_model_summary=False,
         use_distributed_sampler=False,  # the group sampler shards by itself
@@ -194,34 +283,27 @@ def train_attention(
         log_every_n_steps=1,
     )
     last = out / "checkpoints" / "last.ckpt"
-    loader = group_loader(model, dataset, config, stem_folder or out / "stems", progress)
-    trainer.fit(module, loader, ckpt_path=last if last.is_file() else None, weights_only=True)
+    epoch, resumed = 0, last.is_file()
+    if resumed:  # Lightning restores after frozen stages have run and first batches are drawn
+        state = torch.load(last, map_location="cpu", mmap=True, weights_only=True)
+        module.load_state_dict(state["state_dict"])
+        epoch = state["epoch"] + 1
+    loader = group_loader(
+        model.backbone,
+        dataset,
+        folder,
+        augment=config.augment,
+        size=config.size,
+        window=config.window,
+        group_size=config.group_size,
+        groups_per_batch=config.groups_per_batch,
+        seed=config.seed,
+        epoch=epoch,
+        precision=config.precision,
+        workers=config.workers,
+        progress=progress,
+    )
+    trainer.fit(module, loader, ckpt_path=last if resumed else None, weights_only=True)
+    if config.completion_epochs:  # what the seeding loss taught the scores to mean
+        model.set_activation("softmax")
     return model.eval()
-
-
-def group_loader(
-    model: PGNN,
-    dataset: TaggedDataset,
-    config: AttentionTrainingConfig,
-    stem_folder: Path,
-    progress: Progress = no_progress,
-) -> DataLoader:
-    """Return the loader of groups of same-class photos that :obj:`config` describes."""
-    if dataset.tags is None:
-        raise InputError("Training needs image tags; this split has none.")
-    if config.augment == "window":
-        views = (View(config.size), View(config.size, flip=True))
-        banks = [stem_bank(model.backbone, dataset, stem_folder, v, progress) for v in views]
-        photos: StemDataset | TaggedDataset = StemDataset(dataset, tuple(banks), config.window)
-    else:
-        photos = dataset.with_transform(TrainTransform(config.size))
-    sampler = ClassGroupSampler(
-        dataset.tags, config.group_size, config.groups_per_batch, seed=config.seed
-    )
-    return DataLoader(
-        photos,
-        batch_sampler=sampler,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
-        collate_fn=partial(collate_groups, group_size=config.group_size),
-    )

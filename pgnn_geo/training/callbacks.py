@@ -23,6 +23,7 @@ class EpochLine(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
+        trainer.callback_metrics.clear()  # a loss may have lost terms since the last epoch
         self._start = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

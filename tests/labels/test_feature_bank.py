@@ -43,3 +43,15 @@ def test_a_broken_off_bank_is_not_trusted(tmp_path):
 def test_large_activations_stay_finite(tmp_path):
     bank = FeatureBank.build(tmp_path / "b.npy", [torch.full((1, 1, 1, 1), 1e6)], 1, {})
     assert bank[0].item() == 65504
+
+
+def test_some_of_the_channels(tmp_path):
+    rows = torch.randn(5, 6, 3, 3).half().float()
+    bank = FeatureBank.build(tmp_path / "bank.npy", [rows], 5, {})
+    part = bank.channels(2, 5)
+    assert len(part) == 5 and part.shape == (5, 3, 3, 3) and bank.shape == (5, 6, 3, 3)
+    assert torch.equal(part[[4, 0]], rows[[4, 0], 2:5])
+    assert torch.equal(bank.channels(4)[3], rows[3, 4:])
+    window = part.read(1, slice(0, 2), slice(1, 3))
+    assert torch.equal(window, rows[1, 2:5, 0:2, 1:3])
+    assert bank.channels(6).shape == (5, 0, 3, 3)

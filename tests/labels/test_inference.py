@@ -3,14 +3,25 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from pgnn_geo.datasets import Shapes, SquareTransform
 from pgnn_geo.errors import InputError
+from pgnn_geo.graph.geometry import patch_class
+from pgnn_geo.labels import inference
 from pgnn_geo.labels.features import View, stem_bank
 from pgnn_geo.labels.inference import MapConfig, attention_maps
-from pgnn_geo.nn import PGNN, normalize_attention
+from pgnn_geo.nn import PGNN, CongenericPropagation, build_backbone, normalize_attention
+from pgnn_geo.nn.decoder import activate
 
-CONFIG = MapConfig(size=64, source="graph", propagate="none", flip=False)
+CONFIG = MapConfig(
+    size=64,
+    source="graph",
+    propagate="none",
+    flip=False,
+    output_stride=8,
+    precision="32-true",
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +54,9 @@ def test_without_a_graph_it_is_the_cam(shapes):
 def test_mirror_images_are_averaged_and_scales_summed(shapes):
     model = tiny(layers=0)
     maps = attention_maps(
-        model, shapes, MapConfig(size=64, propagate="none", scales=(1.0, 2.0), flip=True)
+        model,
+        shapes,
+        replace(CONFIG, scales=(1.0, 2.0), flip=True),
     )
     total = 0
     for size in (64, 128):
@@ -100,6 +113,83 @@ def test_the_head_before_the_graph(shapes):
     expected = normalize_attention(scores)
     for i, tags in enumerate(shapes.tags.bool()):
         torch.testing.assert_close(maps[i], expected[i][tags], rtol=5e-3, atol=5e-3)
+
+
+@pytest.mark.parametrize("source", ["graph", "backbone"])
+def test_a_network_trained_by_softmax_gives_such_maps(shapes, source):
+    model = tiny(layers=1, activation="softmax")
+    config = replace(CONFIG, source=source, partners=1, group_size=1)
+    maps = attention_maps(model, shapes, config)
+    result = model(photos(shapes), group=torch.arange(10))
+    scores = result.scores if source == "graph" else result.backbone_scores
+    expected = activate(scores, "softmax", shapes.tags)
+    expected = expected / expected.amax(dim=(2, 3), keepdim=True).clamp(min=1e-30)
+    rectified = attention_maps(model, shapes, replace(config, activation="relu"))
+    for i, tags in enumerate(shapes.tags.bool()):
+        torch.testing.assert_close(maps[i], expected[i][tags], rtol=5e-3, atol=5e-3)
+        own = normalize_attention(scores)[i][tags]
+        torch.testing.assert_close(rectified[i], own, rtol=5e-3, atol=5e-3)
+
+
+def test_features_that_positions_are_compared_by(shapes, monkeypatch):
+    def other_weights(name, weights, *arguments):
+        torch.manual_seed(7)
+        return build_backbone(name, None, *arguments)
+
+    monkeypatch.setattr(inference, "build_backbone", other_weights)
+    model = tiny(layers=0)
+    config = replace(CONFIG, propagate="within", propagation_power=2.0)
+    trained, auto = (
+        attention_maps(model, shapes, replace(config, propagation_features=name))
+        for name in ("trained", "auto")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(trained, auto, strict=True))
+
+    model.config["weights"] = "SOME"  # as if it had been trained from weights of this name
+    pretrained, auto, trained_again = (
+        attention_maps(model, shapes, replace(config, propagation_features=name))
+        for name in ("pretrained", "auto", "trained")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(pretrained, auto, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(trained, trained_again, strict=True))
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(trained, pretrained, strict=True))
+
+    levels = [
+        F.normalize(x, dim=1) for x in model.backbone.levels(model.backbone.stem(photos(shapes)))
+    ]
+    nodes = torch.cat(levels, dim=1).half().float()
+    layer = CongenericPropagation(mean=nodes.mean(dim=(0, 2, 3)), power=2.0)
+    start = model(photos(shapes)).attention[0, shapes.tags[0].bool()]
+    zero = torch.zeros(64, dtype=torch.long)
+    expected = layer(start.flatten(1).t(), nodes[0].flatten(1).t(), batch=zero).t().view_as(start)
+    expected = expected / expected.amax(dim=(1, 2), keepdim=True)
+    torch.testing.assert_close(trained[0], expected, rtol=1e-2, atol=1e-2)
+
+
+def test_pretrained_features_of_random_weights_are_refused(shapes):
+    model = tiny(layers=0).train()
+    model.backbone.set_output_stride(16)
+    config = replace(CONFIG, propagate="within", propagation_features="pretrained")
+    with pytest.raises(InputError, match="trained from random weights"):
+        attention_maps(model, shapes, config)
+    assert model.training and model.backbone.output_stride == 16
+    attention_maps(model, shapes, replace(config, propagate="none"))  # nothing is compared
+
+
+def test_classes_of_nodes_at_inference(shapes):
+    model = tiny(layers=1)
+    torch.nn.init.normal_(model.blocks[0].attention.class_module.weight)
+    plain = attention_maps(model, shapes, CONFIG)
+    model.set_node_classes("maps")
+    classed = attention_maps(model, shapes, replace(CONFIG, partners=1, group_size=1))
+    images, tags = photos(shapes), shapes.tags
+    before = model(images, torch.arange(10)).backbone_scores
+    node_class = patch_class(activate(before, "relu", tags), 4)
+    assert 0 < (node_class > 0).sum() < len(node_class)
+    expected = model(images, torch.arange(10), node_class=node_class).attention
+    for i, own in enumerate(tags.bool()):
+        torch.testing.assert_close(classed[i], expected[i][own], rtol=1e-2, atol=1e-2)
+    assert any((a - b).abs().max() > 1e-3 for a, b in zip(plain, classed, strict=True))
 
 
 def test_untagged_photos_are_refused(shapes):

@@ -4,6 +4,7 @@ import torch
 from pgnn_geo.labels.feature_bank import FeatureBank
 from pgnn_geo.labels.propagation import TaggedMaps, propagate
 from pgnn_geo.nn import ClassPrototypes, CongenericPropagation
+from pgnn_geo.nn.decoder import activate
 
 TAGS = torch.tensor([[1, 0], [1, 1], [0, 1], [1, 0]], dtype=torch.bool)
 
@@ -69,3 +70,23 @@ def test_both_is_one_after_the_other(bank, start):
         propagate("both", bank, start, partners=2).maps,
         propagate("group", bank, first, partners=2).maps,
     )
+
+
+@pytest.mark.parametrize("activation", ["relu", "softmax"])
+@pytest.mark.parametrize("scale", [1.0, 400.0])
+def test_activated_rows_are_activated_dense_scores(start, activation, scale):
+    torch.manual_seed(2)
+    scores = (scale * torch.randn(4, 2, 4, 4)).double()
+    rows = start.activated(scores[TAGS], activation).maps
+    dense = activate(scores, activation, TAGS.float())[TAGS]
+    expected = dense / dense.amax(dim=(1, 2), keepdim=True)
+    torch.testing.assert_close(rows, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_power_reaches_the_layer(bank, start):
+    layer = CongenericPropagation("cosine", mean=bank[[0, 1, 2, 3]].mean(dim=(0, 2, 3)), power=3.0)
+    result = propagate("within", bank, start, power=3.0).maps[0]
+    nodes = bank[0].flatten(1).t()
+    expected = layer(start.maps[0].view(-1, 1), nodes, batch=torch.zeros(16, dtype=torch.long))
+    torch.testing.assert_close(result, start.with_maps(expected.view(1, 4, 4)).maps[0])
+    assert (result - propagate("within", bank, start).maps[0]).abs().max() > 1e-3

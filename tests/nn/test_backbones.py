@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from PIL import Image
 from torchvision.models import VGG16_Weights
@@ -81,6 +82,32 @@ def test_frozen_stages_take_no_gradient_and_split_the_network():
     features.sum().backward()
     assert [p.grad is None for p in backbone.stages[2].parameters()] == [True] * 6
     assert all(p.grad is not None for p in backbone.stages[3].parameters())
+
+
+@pytest.mark.parametrize(
+    "name, stride, frozen",
+    [("vgg_tiny", 8, 0), ("vgg_tiny", 16, 1), ("vgg16", 32, 4), ("resnet101", 16, 3)],
+)
+def test_levels_are_the_last_two_stages(name, stride, frozen):
+    backbone = build_backbone(name, None, stride, freeze_stages=frozen).eval()
+    images = torch.rand(1, 3, 65, 97)
+    with torch.inference_mode():
+        stem = backbone.stem(images)
+        before, last = backbone.levels(stem)
+        torch.testing.assert_close(last * backbone.scale, backbone.trunk(stem))
+        x = (images - backbone.mean) / backbone.std
+        for stage in backbone.stages[:-1]:
+            x = stage(x)
+    assert before.shape[2:] == last.shape[2:]
+    torch.testing.assert_close(before, F.adaptive_avg_pool2d(x, last.shape[2:]))
+
+
+def test_levels_where_all_stages_are_frozen():
+    backbone = build_backbone("vgg_tiny", None, 8)
+    backbone.freeze(len(backbone.stages))
+    stem = backbone.stem(torch.rand(1, 3, 64, 64))
+    (last,) = backbone.levels(stem)
+    assert torch.equal(last * backbone.scale, backbone.trunk(stem))
 
 
 def test_frozen_norms_keep_their_statistics():

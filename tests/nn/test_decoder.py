@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.nn import AttentionDecoder, normalize_attention
+from pgnn_geo.nn.decoder import activate
 
 
 def test_logits_are_pooling_and_a_linear_layer():
@@ -63,3 +64,28 @@ def test_gradient_has_no_scale_direction():
 def test_bad_scores():
     with pytest.raises(InputError, match="`scores`"):
         normalize_attention(torch.randn(3, 4, 4))
+
+
+def test_relu_activation_is_the_normalized_map():
+    scores, tags = torch.randn(2, 3, 4, 4), torch.tensor([[1.0, 0, 1], [0, 1, 0]])
+    assert torch.equal(activate(scores, "relu"), normalize_attention(scores))
+    tagged = activate(scores, "relu", tags)
+    assert torch.equal(tagged, normalize_attention(scores) * tags[:, :, None, None])
+
+
+def test_softmax_activation_is_a_probability_beside_the_background():
+    scores = torch.randn(2, 3, 4, 4, dtype=torch.double)
+    maps = activate(scores, "softmax")
+    background = 1 / (1 + scores.exp().sum(dim=1))
+    torch.testing.assert_close(maps.sum(dim=1) + background, torch.ones(2, 4, 4).double())
+    torch.testing.assert_close(maps, scores.exp() * background[:, None])
+
+
+def test_only_tagged_classes_compete():
+    scores, tags = torch.randn(2, 3, 4, 4), torch.tensor([[1.0, 0, 1], [0, 0, 0]])
+    scores.requires_grad_()
+    maps = activate(scores, "softmax", tags)
+    torch.testing.assert_close(maps[0, [0, 2]], activate(scores[:1, [0, 2]], "softmax")[0])
+    assert maps[0, 1].eq(0).all() and maps[1].eq(0).all()
+    maps.square().sum().backward()
+    assert scores.grad.isfinite().all() and scores.grad[0, 1].eq(0).all()

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from pgnn_geo.errors import InputError
+from pgnn_geo.graph import PatchGraphBuilder
 from pgnn_geo.nn import PGNN
+from pgnn_geo.nn.decoder import activate
 
 
 def tiny(**options):
@@ -68,6 +70,27 @@ def test_boxes_as_nodes():
     result = model(torch.rand(2, 3, 64, 64), boxes=boxes, box_class=classes)
     assert result.attention.shape == (2, 4, 8, 8)
     assert result.batch.node_class.tolist() == [1, 2, 0, 0]
+
+
+def test_classes_of_nodes_from_the_head_before_the_graph():
+    model, images = tiny(), torch.rand(2, 3, 57, 90)
+    torch.nn.init.normal_(model.blocks[0].attention.class_module.weight)
+    tags = torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 0]])
+    plain = model(images, tags=tags)
+    assert plain.batch.node_class.eq(0).all()
+    assert model.set_node_classes("maps") is model and model.config["node_classes"] == "maps"
+    result = model(images, tags=tags)
+    maps = activate(result.backbone_scores, "relu", tags)
+    patches = PatchGraphBuilder(grid=4)(maps).x  # [V, K, p, p]
+    best, label = patches.mean(dim=(2, 3)).max(dim=1)
+    expected = torch.where(best > 0.3, label + 1, 0)
+    assert 0 < (expected > 0).sum() and torch.equal(result.batch.node_class, expected)
+    assert set(expected[:16].tolist()) <= {0, 1, 4} and set(expected[16:].tolist()) <= {0, 2}
+    assert (result.scores - plain.scores).abs().max() > 1e-4
+    torch.testing.assert_close(result.backbone_scores, plain.backbone_scores)
+    assert model(images).batch.node_class.eq(0).all()  # not without tags
+    given = torch.randint(5, (32,))
+    assert torch.equal(model(images, tags=tags, node_class=given).batch.node_class, given)
 
 
 @pytest.mark.parametrize("arguments", [{"layers": -1}, {"backbone": "lenet"}])

@@ -115,6 +115,35 @@ def test_by_hand():
     assert out[1, 0] == 0 and out[1, 1] > 0
 
 
+@pytest.mark.parametrize("power", [2.0, 2.5])
+@pytest.mark.parametrize("tagged", [False, True])
+def test_power_of_the_cosine(power, tagged):
+    batch, features, scores, tags = problem(7, [6, 1, 5])
+    prop = CongenericPropagation(power=power, max_elements=7)
+    node_tags = tags if tagged else None
+    edge_index = explicit_edges(batch, batch)
+    results = []
+    for arguments in ({"edge_index": edge_index}, {"batch": batch}):
+        s, f = scores.clone().requires_grad_(), features.clone().requires_grad_()
+        out = prop(s, f, node_tags=node_tags, **arguments)
+        results.append((out, *torch.autograd.grad(out.square().sum(), (s, f))))
+        with torch.no_grad():
+            torch.testing.assert_close(prop(s, f, node_tags=node_tags, **arguments), out)
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    unit = torch.nn.functional.normalize(features, dim=1)
+    weight = (unit @ unit.t()).clamp(min=0) ** power * (batch[:, None] == batch[None, :])
+    if not tagged:
+        expected = weight @ scores / weight.sum(dim=1, keepdim=True)
+        torch.testing.assert_close(results[0][0], expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kernel, power", [("cosine", 0.5), ("linear", 2.0)])
+def test_powers_that_make_no_sense(kernel, power):
+    with pytest.raises(InputError, match="want 1 or more, and 1 with the linear kernel"):
+        CongenericPropagation(kernel, power=power)
+
+
 def test_linear_is_the_unrectified_dense_sum():
     batch, features, scores, _ = problem(3, [40, 25])
     unit = centered_unit(features, None)

@@ -1,13 +1,23 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from pgnn_geo import precision
 from pgnn_geo.datasets import Shapes
+from pgnn_geo.errors import InputError
 from pgnn_geo.nn import PGNN
-from pgnn_geo.training import attention, precision
+from pgnn_geo.training import attention
 from pgnn_geo.training.attention import AttentionTrainingConfig, train_attention
 
 CONFIG = AttentionTrainingConfig(
-    epochs=1, size=32, groups_per_batch=2, lr=1e-3, workers=0, precision="32-true"
+    epochs=1,
+    completion_epochs=0,
+    size=32,
+    groups_per_batch=2,
+    lr=1e-3,
+    workers=0,
+    precision="32-true",
 )
 
 
@@ -30,7 +40,7 @@ def changed(model, before):
 def test_everything_but_frozen_stages_learns(shapes, tmp_path, layers, augment):
     model = tiny(layers=layers, freeze_stages=1)
     before = {n: p.clone() for n, p in model.state_dict().items()}
-    config = AttentionTrainingConfig(**{**vars(CONFIG), "augment": augment})
+    config = replace(CONFIG, augment=augment)
     train_attention(model, shapes, tmp_path, config)
     moved = changed(model, before)
     assert not any(n.startswith("backbone.stages.0") for n in moved)
@@ -47,8 +57,10 @@ def test_same_seed_same_numbers(shapes, tmp_path):
     assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
 
 
-def test_a_run_that_was_cut_off_goes_on(shapes, tmp_path, capsys):
-    two = AttentionTrainingConfig(**{**vars(CONFIG), "epochs": 2})
+@pytest.mark.parametrize("augment", ["window", "crop"])
+def test_a_run_that_was_cut_off_goes_on(shapes, tmp_path, capsys, augment, monkeypatch):
+    three = replace(CONFIG, epochs=3, augment=augment)
+    whole = train_attention(tiny(), shapes, tmp_path / "whole", three).state_dict()
 
     class Killed(Exception):
         pass
@@ -56,23 +68,27 @@ def test_a_run_that_was_cut_off_goes_on(shapes, tmp_path, capsys):
     step = attention.AttentionModule.training_step
 
     def dies(self, batch, batch_idx):
-        if self.current_epoch == 1:
+        if self.current_epoch == 1 and batch_idx == 2:
             raise Killed
         return step(self, batch, batch_idx)
 
-    attention.AttentionModule.training_step = dies
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(attention.AttentionModule, "training_step", dies)
         with pytest.raises(Killed):
-            train_attention(tiny(), shapes, tmp_path / "cut", two)
-    finally:
-        attention.AttentionModule.training_step = step
+            train_attention(tiny(), shapes, tmp_path / "cut", three)
     capsys.readouterr()
-    resumed = train_attention(tiny(seed=5), shapes, tmp_path / "cut", two)
+    resumed = train_attention(tiny(seed=5), shapes, tmp_path / "cut", three)
     out = capsys.readouterr().out
-    assert "epoch 2/2" in out and "epoch 1/2" not in out
+    assert "epoch 2/3" in out and "epoch 1/3" not in out
     checkpoint = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == 2 * 10  # no step was done twice
+    assert checkpoint["global_step"] == 3 * 10  # no step was done twice
     assert not resumed.training
+    assert not changed(resumed, whole)  # bit for bit
+
+
+def test_hyper_parameters_out_of_range():
+    with pytest.raises(InputError, match="epochs=0"):
+        AttentionTrainingConfig(epochs=0)
 
 
 def test_precision_follows_the_machine(monkeypatch):
@@ -86,6 +102,6 @@ def test_precision_follows_the_machine(monkeypatch):
 
 
 def test_bfloat16_trains(shapes, tmp_path):
-    config = AttentionTrainingConfig(**{**vars(CONFIG), "precision": "bf16-mixed"})
+    config = replace(CONFIG, precision="bf16-mixed")
     model = train_attention(tiny(), shapes, tmp_path, config)
     assert all(p.isfinite().all() for p in model.parameters())

@@ -1,0 +1,187 @@
+"""The soft-complementary loss as an option of stage 1, and the previous epoch's maps it erases."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.labels import AttentionStore
+from pgnn_geo.losses import SoftComplementaryLoss, SoftComplementaryTerms
+from pgnn_geo.nn import PGNN, PGNNOutput
+from pgnn_geo.nn.decoder import activate
+from pgnn_geo.training.stems import empty_store, photo_view
+
+ComplementaryName = Literal["off", "stable", "paper", "erase"]
+
+
+@dataclass(frozen=True)
+class ComplementaryConfig:
+    """Parameters of :class:`~pgnn_geo.losses.SoftComplementaryLoss`.
+
+    Args:
+        destroy (float): Weight of the loss of what the map leaves out (in :obj:`"erase"`: of the
+            class asked for again).
+        preserve (float): Weight of the loss of what the map covers.
+        smoothness (float): Weight of the total variation.
+        classification (float): Weight of the classification loss.
+        area (float, optional): Weight of the mean of the maps; by default that of the mode.
+        threshold (str): :obj:`"soft"` or :obj:`"hard"`.
+        omega (float): Steepness of the soft threshold.
+        sigma (float): The threshold.
+        warmup (int): First epochs without the complementary terms.
+        policy (str): How a new map joins the previous epochs' (:obj:`"erase"`), see
+            :class:`~pgnn_geo.labels.AttentionStore`.
+        momentum (float): Weight of the old map with :obj:`policy="ema"`.
+    """
+
+    destroy: float = 1.0
+    preserve: float = 1.0
+    smoothness: float = 0.8
+    classification: float = 1.0
+    area: float | None = None
+    threshold: Literal["soft", "hard"] = "soft"
+    omega: float = 10.0
+    sigma: float = 0.5
+    warmup: int = 1
+    policy: Literal["last", "max", "ema"] = "last"
+    momentum: float = 0.5
+
+    def build(self, mode: str) -> SoftComplementaryLoss:
+        """Build the loss of one of its modes.
+
+        Raises:
+            InputError: If a parameter is out of range.
+        """
+        return SoftComplementaryLoss(
+            mode,
+            threshold=self.threshold,
+            omega=self.omega,
+            sigma=self.sigma,
+            weights=(self.destroy, self.preserve, self.smoothness, self.classification),
+            area=self.area,
+            warmup=self.warmup,
+        )
+
+
+DEFAULTS = ComplementaryConfig()
+
+
+class PreviousMaps(Callback):
+    """Keeps the maps of past epochs for adversarial erasing.
+
+    During epoch :math:`e` the maps after :math:`e` epochs are read, and a copy of them is written
+    to, each photo once, as the anchor of its group; so the order of the photos does not matter.
+    The copies of the last two epochs are kept: a training that was cut off finds the one that its
+    checkpoint belongs to.
+
+    Args:
+        dataset (TaggedDataset): The photos, with tags.
+        epochs (int): Epochs with this loss.
+        config (ComplementaryConfig): The policy.
+        folder (Path): Where the maps are kept, until training ends.
+    """
+
+    def __init__(
+        self, dataset: TaggedDataset, epochs: int, config: ComplementaryConfig, folder: Path
+    ) -> None:
+        self.dataset = dataset
+        self.epochs = epochs
+        self.config = config
+        self.folder = folder
+        self.read: AttentionStore | None = None
+        self.write: AttentionStore | None = None
+
+    def after(self, epochs: int) -> Path:
+        """Where the maps after so many epochs lie."""
+        return self.folder / f"epoch-{epochs}"
+
+    @property
+    def unfinished(self) -> Path:
+        """Where the maps of the epoch that runs are written."""
+        return self.folder / ".unfinished"
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the previous maps, and a copy for the new ones."""
+        self.read = self.write = None
+        epoch = trainer.current_epoch
+        if epoch >= self.epochs:
+            return
+        if trainer.is_global_zero:
+            if epoch == 0:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                options = {"policy": self.config.policy, "momentum": self.config.momentum}
+                self.after(0).mkdir(parents=True)
+                empty_store(self.after(0) / "maps.bin", self.dataset, **options)
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+            shutil.copytree(self.after(epoch), self.unfinished)
+        trainer.strategy.barrier()
+        self.read = AttentionStore.open(self.after(epoch) / "maps.bin")
+        self.write = AttentionStore.open(self.unfinished / "maps.bin")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the new maps the previous ones."""
+        if self.write is None:
+            return
+        self.write.flush()
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            epoch = trainer.current_epoch
+            shutil.rmtree(self.after(epoch + 1), ignore_errors=True)
+            self.unfinished.rename(self.after(epoch + 1))
+            shutil.rmtree(self.after(epoch - 1), ignore_errors=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the maps."""
+        if trainer.is_global_zero:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def complementary_terms(
+    loss: SoftComplementaryLoss,
+    model: PGNN,
+    batch: dict[str, Any],
+    features: Tensor,
+    output: PGNNOutput,
+    epoch: int,
+    previous: PreviousMaps | None,
+    group_size: int,
+) -> SoftComplementaryTerms:
+    """Compute the terms of the loss on one batch, and keep its maps where there is a place.
+
+    Masked features are classified by what follows the backbone, graph included.
+
+    Args:
+        loss (SoftComplementaryLoss): The loss.
+        model (PGNN): The network.
+        batch (dict): What :obj:`output` was computed from.
+        features (torch.Tensor): The output of the backbone.
+        output (PGNNOutput): The output of the network.
+        epoch (int): The current epoch, from 0.
+        previous (PreviousMaps, optional): The previous maps, for :obj:`"erase"`.
+        group_size (int): Images in a group.
+    """
+    group, tags = batch["group"], batch["tags"]
+    attention = activate(output.scores, "relu", tags)
+    reference = None
+    if previous is not None and previous.read is not None and epoch >= loss.warmup:
+        view = photo_view(batch, previous.read.sizes)
+        reference = previous.read.read(*view, size=attention.shape[2:]).to(attention.device)
+    terms = loss(
+        attention,
+        output.logits,
+        tags,
+        backbone_logits=output.backbone_logits,
+        features=features,
+        classify=lambda masked: model.forward_features(masked, group=group).logits,
+        modules=[module for name, module in model.named_children() if name != "backbone"],
+        reference=reference,
+        epoch=epoch,
+    )
+    if previous is not None and previous.write is not None:
+        rows, crop, flip = (part[::group_size] for part in photo_view(batch, previous.write.sizes))
+        previous.write.write(rows, attention[::group_size], crop, flip)
+    return terms

@@ -1,0 +1,338 @@
+"""Stage 2: training DeepLab-v2 on label images, pseudo-labels as a rule."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from rich.console import Console
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+from pgnn_geo.datasets import Item, TaggedDataset, TrainTransform
+from pgnn_geo.errors import InputError
+from pgnn_geo.masks import IGNORE
+from pgnn_geo.nn.deeplab import DeepLabV2, HeadName, upsample_logits
+from pgnn_geo.precision import Precision, resolve_precision
+from pgnn_geo.training.callbacks import EpochLine, progress_bars
+
+RecipeName = Literal["short", "deeplab"]
+
+
+@dataclass(frozen=True)
+class SegmentationTrainingConfig:
+    """Hyper-parameters of stage 2; the default values are the recipe of DeepLab-v2.
+
+    Args:
+        head (str): :obj:`"aspp"` (four dilations) or :obj:`"largefov"` (one).
+        freeze_stages (int): Leading stages of the backbone that are not trained.
+        epochs (int, optional): Passes over the photos, if :obj:`steps` is not given.
+        steps (int, optional): Optimizer steps instead of epochs, rounded to whole epochs.
+        batch_size (int): Crops in a batch, on each device.
+        size (int): Long side of a photo at scale 1 in pixels, in training and prediction; VOC's
+            photos have 500.
+        crop (int): Side of the training crops in pixels.
+        scale (tuple of float): Range of the random scale.
+        loss_scales (tuple of float): Scales of a crop at which the loss is taken; with more than
+            one, also of the maximum of their logits.
+        optimizer (str): :obj:`"sgd"` or :obj:`"adamw"`.
+        lr (float): Initial learning rate of the backbone.
+        head_factor (float): Multiple of it for the head.
+        momentum (float): Of SGD.
+        weight_decay (float): Weight decay, decoupled in AdamW.
+        seed (int): Seed of initialisation, order and augmentation.
+        precision (str): :obj:`"auto"` or one of Lightning's names.
+        workers (int): Loader processes.
+
+    Raises:
+        InputError: If not exactly one of :obj:`epochs` and :obj:`steps` is given.
+    """
+
+    head: HeadName = "aspp"
+    freeze_stages: int = 0
+    epochs: int | None = None
+    steps: int | None = 20_000
+    batch_size: int = 10
+    size: int = 500
+    crop: int = 321
+    scale: tuple[float, float] = (0.5, 1.5)
+    loss_scales: tuple[float, ...] = (1.0,)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 1e-3
+    head_factor: float = 10.0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    seed: int = 0
+    precision: Precision = "auto"
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise InputError(
+                f"want either 'epochs' or 'steps', got epochs={self.epochs} and steps={self.steps}"
+            )
+        for name in ("epochs", "steps", "batch_size", "size", "crop"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"'{name}' must be 1 or more, got {value}")
+        if not self.loss_scales or min(self.loss_scales) <= 0:
+            raise InputError(f"'loss_scales' must be positive, got {self.loss_scales}")
+
+    def changed(self, **values: Any) -> "SegmentationTrainingConfig":
+        """Return a copy with other values; one of epochs and steps takes the other's place."""
+        for name, other in (("epochs", "steps"), ("steps", "epochs")):
+            if values.get(name) is not None:
+                values.setdefault(other, None)
+        return replace(self, **values)
+
+    def num_epochs(self, photos: int) -> int:
+        """Number of passes over so many photos."""
+        if self.epochs is not None:
+            return self.epochs
+        assert self.steps is not None
+        return max(1, round(self.steps / -(-photos // self.batch_size)))
+
+    @property
+    def transform(self) -> TrainTransform:
+        """Random scale, crop and mirroring; its own unit of scale is the crop, not the photo."""
+        low, high = (self.size * scale / self.crop for scale in self.scale)
+        return TrainTransform(self.crop, scale=(low, high))
+
+
+#: ``short`` is for hundreds of photos on a CPU, ``deeplab`` for thousands on a GPU.
+RECIPES: dict[RecipeName, SegmentationTrainingConfig] = {
+    "short": SegmentationTrainingConfig(
+        head="largefov",
+        freeze_stages=3,
+        epochs=7,
+        steps=None,
+        batch_size=8,
+        size=320,
+        crop=256,
+        scale=(0.8, 1.2),
+        optimizer="adamw",
+        lr=1e-4,
+        head_factor=5.0,
+        weight_decay=1e-2,
+    ),
+    "deeplab": SegmentationTrainingConfig(),
+}
+
+
+def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    r"""Mean cross-entropy over the positions of the logits whose label is not 255.
+
+    As in DeepLab, the labels are subsampled to the logits, not the logits upsampled to the labels.
+    Zero if every label is 255.
+
+    Args:
+        logits (Tensor): Logits :math:`(B, K+1, h, w)`.
+        labels (Tensor): Label images :math:`(B, H, W)`.
+    """
+    grid = F.interpolate(labels[:, None].float(), logits.shape[-2:], mode="nearest-exact")
+    target = grid[:, 0].long()
+    total = F.cross_entropy(logits.float(), target, ignore_index=IGNORE, reduction="sum")
+    return total / (target != IGNORE).sum().clamp(min=1)
+
+
+class SegmentationData(LightningDataModule):
+    """The photos and their label images of the moment, drawn anew in each epoch.
+
+    Order and augmentation depend on the seed and the epoch only, so that a run which was cut off
+    continues as it would have done.
+
+    Args:
+        dataset (TaggedDataset): Photos whose masks are the labels to learn. It may be replaced
+            between epochs; the next epoch reads it.
+        config (SegmentationTrainingConfig): Hyper-parameters.
+    """
+
+    def __init__(self, dataset: TaggedDataset, config: SegmentationTrainingConfig):
+        super().__init__()
+        self.dataset = dataset
+        self.config = config
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the loader of the current epoch: its own processes, with the labels of now."""
+        trainer, config = self.trainer, self.config
+        assert trainer is not None
+        sampler: DistributedSampler[Item] = DistributedSampler(
+            self.dataset, trainer.world_size, trainer.global_rank, seed=config.seed
+        )
+        sampler.set_epoch(trainer.current_epoch)
+        return DataLoader(
+            self.dataset.with_transform(config.transform),
+            batch_size=config.batch_size,
+            sampler=sampler,
+            num_workers=config.workers,
+            collate_fn=_collate,
+            worker_init_fn=partial(_seed, config.seed, trainer.current_epoch, trainer.global_rank),
+            generator=torch.Generator(),  # an iterator takes nothing from the chance of training
+        )
+
+
+class SegmentationModule(LightningModule):
+    r"""Trains a :class:`~pgnn_geo.nn.DeepLabV2` by :func:`segmentation_loss`.
+
+    Polynomial decay :math:`(1 - t/T)^{0.9}` per step. With several scales :math:`s` of the crop
+    :math:`x`, as in DeepLab-v2,
+
+    .. math::
+        L = \sum_s \ell(z_s, y) + \ell(\max_s z_s, y), \qquad z_s = f(\mathrm{resize}_s(x))
+
+    Args:
+        network (DeepLabV2): The network.
+        config (SegmentationTrainingConfig): Hyper-parameters.
+    """
+
+    def __init__(self, network: DeepLabV2, config: SegmentationTrainingConfig):
+        super().__init__()
+        self.network = network
+        self.config = config
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the logits at each scale and, if there are several, their maximum."""
+        logits = [self.network(_rescale(images, scale)) for scale in self.config.loss_scales]
+        if len(logits) == 1:
+            return logits
+        size = max((each.shape[-2:] for each in logits), key=lambda shape: shape[0])
+        same = torch.stack([upsample_logits(each, size) for each in logits])
+        return [*logits, same.amax(dim=0)]
+
+    def on_train_epoch_start(self) -> None:
+        """Draw the rest of the chance, such as dropout, from the seed and the epoch as well."""
+        _seed(self.config.seed, self.current_epoch, self.global_rank)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of one batch of crops."""
+        images = batch["image"].contiguous(memory_format=_memory_format(self.config.precision))
+        loss = torch.stack([segmentation_loss(z, batch["mask"]) for z in self(images)]).sum()
+        self.log("loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(images))
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """SGD or AdamW on what is trained, and a polynomial decay per step."""
+        config = self.config
+        groups = self.network.parameter_groups(config.lr, config.head_factor)
+        optimizer: torch.optim.Optimizer
+        if config.optimizer == "sgd":
+            optimizer = torch.optim.SGD(
+                groups, momentum=config.momentum, weight_decay=config.weight_decay
+            )
+        else:
+            optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        scheduler = torch.optim.lr_scheduler.PolynomialLR(
+            optimizer, total_iters=int(self.trainer.estimated_stepping_batches), power=0.9
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+
+def train_segmentation(
+    network: DeepLabV2,
+    data: TaggedDataset | SegmentationData,
+    out: Path,
+    config: SegmentationTrainingConfig | None = None,
+    callbacks: Sequence[Callback] = (),
+    name: str = "segmentation",
+    console: Console | None = None,
+) -> DeepLabV2:
+    """Train :obj:`network` on label images; a run that was cut off goes on where it stopped.
+
+    Lightning's checkpoint of the last epoch and TensorBoard's log lie in :obj:`out`.
+
+    Args:
+        network (DeepLabV2): The network, trained in place; build it with
+            :obj:`config.head` after :func:`seed_everything`.
+        data (TaggedDataset or SegmentationData): Photos whose masks are the labels to learn, see
+            :meth:`~pgnn_geo.datasets.TaggedDataset.with_masks`; with
+            :class:`~pgnn_geo.training.mutual.MutualComplement` the module that it changes.
+        out (Path): Folder for checkpoints and logs.
+        config (SegmentationTrainingConfig, optional): Hyper-parameters; default values if not
+            given.
+        callbacks (sequence of Callback): Further callbacks. (default: :obj:`()`)
+        name (str): How progress lines call it. (default: :obj:`"segmentation"`)
+        console (rich.console.Console, optional): Where progress lines go.
+
+    Returns:
+        The trained network, in evaluation mode.
+
+    Raises:
+        InputError: If there are no label images, or the network has other classes.
+    """
+    config = config or SegmentationTrainingConfig()
+    if not isinstance(data, SegmentationData):
+        data = SegmentationData(data, config)
+    _check_labels(data.dataset, network)
+    network.backbone.freeze(config.freeze_stages)
+    network.to(memory_format=_memory_format(config.precision))
+    checkpoint = ModelCheckpoint(  # after each epoch, in place of the one before
+        dirpath=out / "checkpoints", filename="last", enable_version_counter=False
+    )
+    trainer = Trainer(
+        max_epochs=config.num_epochs(len(data.dataset)),
+        precision=resolve_precision(config.precision),
+        default_root_dir=out,
+        logger=TensorBoardLogger(out, name="tensorboard", version=""),
+        # The checkpoint of an epoch must come after what the other callbacks did in it.
+        callbacks=[*callbacks, EpochLine(name, console or Console()), *progress_bars(), checkpoint],
+        enable_progress_bar=bool(progress_bars()),
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the data module shards by itself
+        reload_dataloaders_every_n_epochs=1,  # labels may have changed
+        deterministic="warn",
+        log_every_n_steps=1,
+    )
+    last = out / "checkpoints" / "last.ckpt"
+    trainer.fit(
+        SegmentationModule(network, config),
+        datamodule=data,
+        ckpt_path=last if last.is_file() else None,
+        weights_only=True,
+    )
+    return network.to(memory_format=torch.contiguous_format).eval()
+
+
+def _check_labels(dataset: TaggedDataset, network: DeepLabV2) -> None:
+    if len(dataset) == 0 or dataset.mask_path(0) is None:
+        raise InputError("Training needs label images: see TaggedDataset.with_masks.")
+    if network.num_classes != len(dataset.classes):
+        raise InputError(
+            f"The network has {network.num_classes} classes, the data set {len(dataset.classes)}."
+        )
+
+
+def _collate(items: list[Item]) -> dict[str, Tensor]:
+    return {
+        name: torch.stack([item[name].as_subclass(Tensor) for item in items])
+        for name in ("image", "mask")
+    }
+
+
+def _seed(seed: int, epoch: int, rank: int, worker: int | None = None) -> None:
+    """Seed torch, the source of all chance here, for one epoch of one process."""
+    entropy = (seed, epoch, rank, 0 if worker is None else worker + 1)
+    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
+
+def _rescale(images: Tensor, scale: float) -> Tensor:
+    if scale == 1:
+        return images
+    size = [max(1, round(n * scale)) for n in images.shape[-2:]]
+    return F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=scale < 1)
+
+
+def _memory_format(precision: Precision) -> torch.memory_format:
+    """Channels last where convolutions run in half precision: they are faster in it."""
+    half = resolve_precision(precision) != "32-true"
+    return torch.channels_last if half else torch.contiguous_format

@@ -1,0 +1,205 @@
+"""What stage 1 sees in a step: groups of same-class photos, windows of their frozen stems."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pgnn_geo.datasets import ClassGroupSampler, TaggedDataset, TrainTransform, collate_groups
+from pgnn_geo.errors import InputError
+from pgnn_geo.labels import AttentionStore
+from pgnn_geo.labels.feature_bank import FeatureBank
+from pgnn_geo.labels.features import Progress, View, no_progress, stem_bank
+from pgnn_geo.nn.backbones import Backbone
+from pgnn_geo.precision import Precision
+
+
+class StemDataset(Dataset):
+    """A tagged data set whose photos are already passed through the backbone's frozen stages.
+
+    An item has the :obj:`stem` :math:`(C, h, w)` of a window, the :obj:`window` in fractions of the
+    photo, :obj:`flip`, and the photo's :obj:`tags`, :obj:`image_id` and :obj:`index`.
+
+    Args:
+        dataset (TaggedDataset): The photos and tags.
+        banks (tuple of FeatureBank): The photos as they are, and mirrored; one is drawn each time.
+        window (float): Side of the random window as a fraction of the whole. (default: :obj:`1.0`)
+
+    Raises:
+        InputError: If the data set has no tags or :obj:`window` is out of range.
+    """
+
+    def __init__(self, dataset: TaggedDataset, banks: tuple[FeatureBank, ...], window: float = 1.0):
+        if not 0 < window <= 1:
+            raise InputError(f"window={window}: want more than 0, and 1 at most")
+        self.dataset = dataset
+        self.tags = tags_of(dataset)
+        self.banks = banks
+        side = banks[0].shape[-1]
+        self.window = max(1, round(window * side))
+        self.room = side - self.window + 1
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        flip = int(torch.randint(len(self.banks), ()))
+        top, left = torch.randint(self.room, (2,)).tolist()
+        rows, columns = slice(top, top + self.window), slice(left, left + self.window)
+        return {
+            "stem": self.banks[flip].read(index, rows, columns),
+            "window": self._window_in_photo(top, left, bool(flip)),
+            "flip": bool(flip),
+            "tags": self.tags[index],
+            "image_id": self.dataset.image_ids[index],
+            "index": index,
+        }
+
+    def _window_in_photo(self, top: int, left: int, flip: bool) -> Tensor:
+        """The box (x1, y1, x2, y2) that a window shows, as fractions of the photo."""
+        side = self.banks[0].shape[-1]
+        left = side - left - self.window if flip else left  # windows are cut after mirroring
+        return torch.tensor([left, top, left + self.window, top + self.window]) / side
+
+
+class SeededItems(Dataset):
+    """A data set whose items are drawn with a seed of their own, whichever process draws them.
+
+    Args:
+        dataset (Dataset): Draws from PyTorch's global generator.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        index, seed = key
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return self.dataset[index]
+
+
+class SeededGroups(Sampler[list[tuple[int, int]]]):
+    """The batches of a group sampler, with a seed for each item of :class:`SeededItems`.
+
+    Seeds follow from the sampler's seed, its epoch, its rank and the item's place in the epoch, so
+    that a training that was cut off draws what it would have drawn.
+
+    Args:
+        groups (ClassGroupSampler): Picks the photos.
+    """
+
+    def __init__(self, groups: ClassGroupSampler):
+        self.groups = groups
+
+    @property
+    def sampler(self) -> "SeededGroups":
+        """Itself: trainers look for :meth:`set_epoch` at :obj:`batch_sampler.sampler`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the draw that the next iteration uses."""
+        self.groups.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        key = [self.groups.seed % 2**64, self.groups.epoch, self.groups.rank, 1]
+        batches = list(self.groups)
+        count = sum(map(len, batches))
+        seeds = iter(np.random.SeedSequence(key).generate_state(count, np.uint64).tolist())
+        return iter([[(index, next(seeds)) for index in batch] for batch in batches])
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+
+def group_loader(
+    backbone: Backbone,
+    dataset: TaggedDataset,
+    stem_folder: Path,
+    *,
+    augment: str = "window",
+    size: int = 256,
+    window: float = 0.75,
+    group_size: int = 3,
+    groups_per_batch: int = 4,
+    seed: int = 0,
+    epoch: int = 0,
+    precision: Precision = "auto",
+    workers: int = 1,
+    progress: Progress = no_progress,
+) -> DataLoader:
+    """Return the loader of groups of same-class photos, as stage 1 sees them.
+
+    What it draws depends on the seed and the epoch alone, not on the number of workers.
+
+    Args:
+        backbone (Backbone): Its frozen stages are run once with :obj:`augment="window"`.
+        dataset (TaggedDataset): Photos with tags.
+        stem_folder (Path): Where their outputs are kept.
+        augment, size, window, group_size, groups_per_batch, seed, precision, workers: See
+            :class:`~pgnn_geo.training.attention.AttentionTrainingConfig`.
+        epoch (int): The epoch of the first iteration; a trainer sets the others.
+            (default: :obj:`0`)
+        progress (callable, optional): Progress display of the frozen stages.
+
+    Raises:
+        InputError: If the data set has no tags.
+    """
+    tags = tags_of(dataset)
+    if augment == "window":
+        views = (View(size), View(size, flip=True))
+        banks = [
+            stem_bank(backbone, dataset, stem_folder, view, progress, precision) for view in views
+        ]
+        photos: StemDataset | TaggedDataset = StemDataset(dataset, tuple(banks), window)
+    else:
+        photos = dataset.with_transform(TrainTransform(size))
+    groups = SeededGroups(ClassGroupSampler(tags, group_size, groups_per_batch, seed=seed))
+    groups.set_epoch(epoch)
+    return DataLoader(
+        SeededItems(photos),
+        batch_sampler=groups,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=partial(collate_groups, group_size=group_size),
+    )
+
+
+def tags_of(dataset: TaggedDataset) -> Tensor:
+    """Return the tags of a data set.
+
+    Raises:
+        InputError: If it has none.
+    """
+    if dataset.tags is None:
+        raise InputError("Training needs image tags; this split has none.")
+    return dataset.tags
+
+
+def photo_view(batch: dict[str, Any], sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""What a batch shows: photos, boxes in their pixels, and whether they are mirrored.
+
+    Args:
+        batch (dict): From :func:`group_loader`.
+        sizes (torch.Tensor): The sizes (H, W) of all photos :math:`(M, 2)`.
+
+    Returns:
+        Rows :math:`(B)`, boxes (x1, y1, x2, y2) :math:`(B, 4)` and flips :math:`(B)`, on the CPU:
+        the arguments of :meth:`AttentionStore.read <pgnn_geo.labels.AttentionStore.read>`.
+    """
+    index, flip = batch["index"].cpu(), batch["flip"].cpu()
+    if "crop" in batch:
+        return index, batch["crop"].cpu(), flip
+    height, width = sizes[index].T
+    return index, batch["window"].cpu() * torch.stack([width, height, width, height], dim=1), flip
+
+
+def empty_store(path: Path, dataset: TaggedDataset, **options: Any) -> AttentionStore:
+    """Make the store of a data set's maps, see :class:`~pgnn_geo.labels.AttentionStore`."""
+    sizes = torch.stack([dataset[i]["size"] for i in range(len(dataset))])
+    return AttentionStore(path, dataset.image_ids, sizes, tags_of(dataset), **options)
