@@ -21,6 +21,7 @@ try:
     from pgnn_geo import pipeline, stage2
     from pgnn_geo.cli_parser import Parser
     from pgnn_geo.config import (
+        CAM_LABELS,
         DataConfig,
         LabelConfig,
         ModelConfig,
@@ -98,6 +99,7 @@ def run(
     train: AttentionTrainingConfig = TRAINING,
     maps: MapConfig = MAPS,
     labels: LabelConfig = LABELS,
+    cam_labels: LabelConfig = CAM_LABELS,
 ) -> None:
     """Do the whole job: train the CAM baseline and the P-GNN, label, evaluate. Resumes.
 
@@ -112,10 +114,11 @@ def run(
         network: The network.
         train: Hyper-parameters of training.
         maps: How attention maps are inferred.
-        labels: How label images are made from them.
+        labels: How label images are made from the P-GNN's maps.
+        cam_labels: How they are made from the baseline's.
     """
     source = DataConfig(data, root, split, classes, tags, masks)
-    pipeline.run(RunConfig(source, network, train, maps, labels), Path(out))
+    pipeline.run(RunConfig(source, network, train, maps, labels, cam_labels), Path(out))
 
 
 def train(

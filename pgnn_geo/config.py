@@ -112,6 +112,10 @@ class LabelConfig:
     power: float | None = None
 
 
+#: The baseline's maps are scores divided by their maximum, not probabilities.
+CAM_LABELS = LabelConfig(background=0.15)
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that decides the outcome of :func:`run`.
@@ -125,7 +129,7 @@ class RunConfig:
     train: AttentionTrainingConfig = field(default_factory=AttentionTrainingConfig)
     maps: MapConfig = field(default_factory=MapConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
-    cam_labels: LabelConfig = LabelConfig(background=0.15)
+    cam_labels: LabelConfig = CAM_LABELS
 
     def train_of(self, name: ModelName) -> AttentionTrainingConfig:
         """Return how a model is trained."""
