@@ -65,8 +65,8 @@ def demo(out: str = "runs/demo", epochs: int = 6, seed: int = 0) -> None:
         epochs: Epochs on tags, and as many toward completed maps; the baseline has both on tags.
         seed: Seed of training.
     """
-    # Chosen on drawings of another seed: a small network without pretrained weights makes blunter
-    # features than those that the default values are meant for.
+    # Thresholds chosen on these very drawings: a small network without pretrained weights makes
+    # blunter features than those that the default values are meant for.
     config = RunConfig(
         data=DataConfig(data="shapes", root=str(Path(out) / "shapes")),
         network=ModelConfig(backbone="vgg_tiny", weights=None, freeze_stages=0, output_stride=8),
