@@ -93,7 +93,8 @@ def attention_maps(
         stem_folder (Path, optional): Where outputs of frozen stages are kept for reuse; computed
             afresh if not given.
         scratch_folder (Path, optional): Where the features of one scale are put for the time of
-            the call: :math:`2 M C h w` bytes. The system's temporary folder if not given.
+            the call: :math:`2 M C h w` bytes, :math:`C` being the channels of the last two stages
+            and of what :obj:`source` needs. The system's temporary folder if not given.
         progress (callable, optional): Progress display.
 
     Returns:

@@ -64,8 +64,9 @@ class MapCompletion(Callback):
             model.set_node_classes("maps")
 
     def _write(self, model: PGNN) -> None:
+        scratch = self.folder.parent  # gigabytes for a large data set: not the system's folder
         maps = attention_maps(
-            model, self.dataset, self.maps, self.stem_folder, progress=self.progress
+            model, self.dataset, self.maps, self.stem_folder, scratch, self.progress
         )
         tags = tags_of(self.dataset)
         work = self.folder.with_name(f".{self.folder.name}.unfinished")

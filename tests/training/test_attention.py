@@ -7,7 +7,6 @@ from pgnn_geo import precision
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.errors import InputError
 from pgnn_geo.nn import PGNN
-from pgnn_geo.training import attention
 from pgnn_geo.training.attention import AttentionTrainingConfig, train_attention
 
 CONFIG = AttentionTrainingConfig(
@@ -58,24 +57,12 @@ def test_same_seed_same_numbers(shapes, tmp_path):
 
 
 @pytest.mark.parametrize("augment", ["window", "crop"])
-def test_a_run_that_was_cut_off_goes_on(shapes, tmp_path, capsys, augment, monkeypatch):
+def test_a_run_that_was_cut_off_goes_on(shapes, tmp_path, capsys, augment, killed_at):
     three = replace(CONFIG, epochs=3, augment=augment)
     whole = train_attention(tiny(), shapes, tmp_path / "whole", three).state_dict()
 
-    class Killed(Exception):
-        pass
-
-    step = attention.AttentionModule.training_step
-
-    def dies(self, batch, batch_idx):
-        if self.current_epoch == 1 and batch_idx == 2:
-            raise Killed
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(attention.AttentionModule, "training_step", dies)
-        with pytest.raises(Killed):
-            train_attention(tiny(), shapes, tmp_path / "cut", three)
+    with killed_at(1, 2):
+        train_attention(tiny(), shapes, tmp_path / "cut", three)
     capsys.readouterr()
     resumed = train_attention(tiny(seed=5), shapes, tmp_path / "cut", three)
     out = capsys.readouterr().out

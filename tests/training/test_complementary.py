@@ -257,25 +257,13 @@ def test_every_photo_is_kept_once_an_epoch(shapes, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("policy", ["last", "max", "ema"])
-def test_a_run_that_erases_goes_on_bit_for_bit(shapes, tmp_path, monkeypatch, policy):
+def test_a_run_that_erases_goes_on_bit_for_bit(shapes, tmp_path, killed_at, policy):
     loss = ComplementaryConfig(policy=policy)
     config = replace(CONFIG, complementary="erase", complementary_loss=loss)
     whole = train_attention(tiny(), shapes, tmp_path / "whole", config).state_dict()
 
-    class Killed(Exception):
-        pass
-
-    step = attention.AttentionModule.training_step
-
-    def dies(self, batch, batch_idx):
-        if self.current_epoch == 2 and batch_idx == 3:
-            raise Killed
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(attention.AttentionModule, "training_step", dies)
-        with pytest.raises(Killed):
-            train_attention(tiny(), shapes, tmp_path / "cut", config)
+    with killed_at(2, 3):
+        train_attention(tiny(), shapes, tmp_path / "cut", config)
     resumed = train_attention(tiny(seed=5), shapes, tmp_path / "cut", config).state_dict()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 

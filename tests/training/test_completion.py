@@ -32,7 +32,7 @@ def shapes(shapes_root):
 
 def tiny(seed=0, **options):
     torch.manual_seed(seed)
-    options = {"activation": "softmax", "freeze_stages": 1, **options}
+    options = {"freeze_stages": 1, **options}
     return PGNN("vgg_tiny", 5, weights=None, output_stride=8, heads=4, **options)
 
 
@@ -111,27 +111,15 @@ def test_the_learning_rate_starts_anew(shapes, tmp_path, steps):
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("killed_in", [1, 2])
 def test_a_run_killed_in_the_second_part_goes_on_bit_for_bit(
-    shapes, tmp_path, steps, monkeypatch, killed_in, workers
+    shapes, tmp_path, steps, killed_at, killed_in, workers
 ):
     config = replace(CONFIG, workers=workers)
     whole = train_attention(tiny(), shapes, tmp_path / "whole", config).state_dict()
     uncut = list(steps)
     steps.clear()
 
-    class Killed(Exception):
-        pass
-
-    step = attention.AttentionModule.training_step
-
-    def dies(self, batch, batch_idx):
-        if self.current_epoch == killed_in and batch_idx == 3:
-            raise Killed
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(attention.AttentionModule, "training_step", dies)
-        with pytest.raises(Killed):
-            train_attention(tiny(), shapes, tmp_path / "cut", config)
+    with killed_at(killed_in, 3):
+        train_attention(tiny(), shapes, tmp_path / "cut", config)
     stamp = (tmp_path / "cut" / "references" / "maps.bin").stat().st_mtime_ns
     before = uncut[: 1 + 10 * killed_in]
     assert steps[: len(before)] == before
@@ -218,3 +206,13 @@ def test_classes_of_nodes_need_a_grid_and_references():
     with pytest.raises(InputError, match="completion_epochs"):
         attention.AttentionModule(tiny(), replace(config, completion_epochs=0))
     attention.AttentionModule(tiny(layers=0), replace(config, completion_epochs=0))
+
+
+@pytest.mark.parametrize(("completion_epochs", "activation"), [(0, "relu"), (1, "softmax")])
+def test_a_trained_network_knows_how_its_scores_become_maps(
+    shapes, tmp_path, completion_epochs, activation
+):
+    config = replace(CONFIG, completion_epochs=completion_epochs)
+    for _ in range(2):  # the second time there is nothing left to train
+        model = train_attention(tiny(), shapes, tmp_path, config)
+        assert model.activation == model.config["activation"] == activation
