@@ -41,6 +41,12 @@ class GroupData(Data):
         """Number of images, those without any node included."""
         return sum(g.num_images for g in self._geometries())
 
+    @property
+    def max_num_nodes(self) -> int:
+        """Number of nodes of the largest group, known without waiting for the device."""
+        slices = getattr(self, "_slice_dict", None)  # of a batch
+        return int(self.num_nodes or 0) if slices is None else int(slices["x"].diff().max())
+
     def shared_geometry(self) -> GroupGeometry:
         """The geometry of the groups, whose numbers of images may differ.
 

@@ -14,6 +14,7 @@ from torch_geometric.utils import is_sparse, softmax
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph.checks import describe
 from pgnn_geo.graph.edges import complete_edge_index
+from pgnn_geo.nn.channel_linear import ChannelLinear, is_channels_last
 from pgnn_geo.nn.class_embedding import ClassEmbedding, ClassRelation
 from pgnn_geo.nn.dense_attention import grouped_attention, make_groups
 from pgnn_geo.nn.sparse_attention import edge_attention
@@ -117,13 +118,13 @@ class ComplementaryConv(MessagePassing):
         self.edge_dim = edge_dim
 
         hidden = heads * self.head_channels
-        self.lin_query = Linear(target, hidden, bias=bias)
-        self.lin_key = Linear(source, hidden, bias=bias)
-        self.lin_value = Linear(source, hidden, bias=bias)
-        self.lin_out = Linear(out_channels, out_channels, bias=bias)
+        self.lin_query = ChannelLinear(target, hidden, bias=bias)
+        self.lin_key = ChannelLinear(source, hidden, bias=bias)
+        self.lin_value = ChannelLinear(source, hidden, bias=bias)
+        self.lin_out = ChannelLinear(out_channels, out_channels, bias=bias)
         self.lin_edge = None if edge_dim is None else Linear(edge_dim, heads, bias=False)
-        self.lin_skip = Linear(target, out_channels, bias=bias) if beta else None
-        self.lin_beta = Linear(3 * out_channels, 1, bias=False) if beta else None
+        self.lin_skip = ChannelLinear(target, out_channels, bias=bias) if beta else None
+        self.lin_beta = ChannelLinear(3 * out_channels, 1, bias=False) if beta else None
         self.class_module: ClassEmbedding | ClassRelation | None = None
         if num_classes is not None and class_embedding == "attention":
             self.class_module = ClassRelation(num_classes, heads)
@@ -193,14 +194,17 @@ class ComplementaryConv(MessagePassing):
         if edge_index is not None:
             self._check_edges(edge_index, edge_attr, source, target)
 
-        V, P, H, D = source.size(0), source.size(1), self.heads, self.head_channels
+        P, H, D = source.size(2), self.heads, self.head_channels
         query = self.lin_query(n_target).view(-1, H, D)
         key = self.lin_key(n_source).view(-1, H, D)
         if isinstance(self.class_module, ClassRelation):
             relation = self.class_module.query(classes[1]) / self._scale
             query = torch.cat([query, relation.to(query.dtype)], dim=-1)  # [V, H, D + K + 1]
             key = torch.cat([key, self.class_module.key(classes[0]).to(key.dtype)], dim=-1)
-        value = self.lin_value(source).view(V, P, H, D)
+        value = self.lin_value(source)  # [V, H * D, P]
+        # Positions go before or behind the channels of a head, as they stand in memory.
+        last = is_channels_last(value)
+        value = value.mT.unflatten(2, (H, D)) if last else value.view(-1, 1, H, D * P)
 
         alpha: OptTensor
         if fused:
@@ -213,18 +217,19 @@ class ComplementaryConv(MessagePassing):
                 query, key, value, groups, self._scale, dropout, edge_index
             )
         else:
+            around = value.shape[1:4:2]
             value = value.transpose(1, 2).flatten(2)  # [V, H, P * D]: positions travel together
             out, alpha = self._pass_messages(query, key, value, edge_index, edge_attr)
-            out = out.unflatten(2, (P, D)).transpose(1, 2)
+            out = out.unflatten(2, around).transpose(1, 2)
 
-        out = out.flatten(2) if self.concat else out.mean(dim=2)  # [V, P, C']
+        out = out.flatten(2) if self.concat else out.mean(dim=2)
+        out = out.mT if last else out.reshape(-1, self.out_channels, P)  # [V, C', P]
         out = self.lin_out(out)
         if self.lin_skip is not None and self.lin_beta is not None:
             skip = self.lin_skip(target)
-            gate = self.lin_beta(torch.cat([out, skip, out - skip], dim=-1)).sigmoid()
+            gate = self.lin_beta(torch.cat([out, skip, out - skip], dim=1)).sigmoid()
             out = gate * skip + (1 - gate) * out
-        shape = x_source.shape[2:]
-        out = out.mT.unflatten(2, shape) if shape else out.squeeze(1)
+        out = out.unflatten(2, x_source.shape[2:]) if x_source.dim() > 2 else out.squeeze(2)
         if not return_attention_weights:
             return out
         assert edge_index is not None and alpha is not None
@@ -269,7 +274,7 @@ class ComplementaryConv(MessagePassing):
     def _nodes(
         self, name: str, x: Tensor, lin: Linear, node_class: OptTensor
     ) -> tuple[Tensor, Tensor]:
-        """Check nodes; return them [V, P, C], and what queries and keys are made of [V, C]."""
+        """Check nodes; return them [V, C, P], and what queries and keys are made of [V, C]."""
         channels = lin.in_channels if lin.in_channels > 0 else "C"
         if not isinstance(x, Tensor) or x.dim() < 2 or channels not in ("C", x.size(1)):
             raise InputError(f"`{name}`: expected [V, {channels}, *], got {describe(x)}")
@@ -278,7 +283,7 @@ class ComplementaryConv(MessagePassing):
                 f"`{name}`: expected floating-point features on {self.lin_out.weight.device} with "
                 f"at least one channel and position, got {describe(x)}"
             )
-        x = x.unsqueeze(1) if x.dim() == 2 else x.flatten(2).mT.contiguous()
+        x = x.flatten(2) if x.dim() > 2 else x.unsqueeze(2)
         if self.class_module is not None and (
             not isinstance(node_class, Tensor)
             or node_class.shape != x.shape[:1]
@@ -289,8 +294,8 @@ class ComplementaryConv(MessagePassing):
                 f"got {describe(node_class)}"
             )
         if isinstance(self.class_module, ClassEmbedding):
-            x = x + self.class_module(node_class).unsqueeze(1)
-        node = x.mean(dim=1) if x.size(1) > 1 else x.squeeze(1)
+            x = x + self.class_module(node_class).unsqueeze(2)
+        node = x.mean(dim=2) if x.size(2) > 1 else x.squeeze(2)
         # One NaN spreads over its group. Elsewhere than on the CPU, looking would be waiting.
         if node.is_cpu and not is_compiling() and node.sum().isnan():
             raise InputError(f"`{name}`: expected numbers, got NaN among them")

@@ -71,16 +71,19 @@ def make_groups(
                 "`batch`: expected sorted ids, got unsorted ones; the nodes of a group must stand "
                 "together"
             )
-        if not hinted:
-            return _bucket(sizes, x)
-        if sizes and (
-            max(sizes) > max_num_nodes or int(ids[0]) < 0 or int(ids[-1]) >= batch_size  # type: ignore[operator]
+        if (
+            hinted
+            and sizes
+            and (
+                max(sizes) > max_num_nodes or int(ids[0]) < 0 or int(ids[-1]) >= batch_size  # type: ignore[operator]
+            )
         ):
             raise InputError(
                 f"`batch`: expected `batch_size`={batch_size} groups of up to "
                 f"`max_num_nodes`={max_num_nodes} nodes, got groups {int(ids[0])} to "
                 f"{int(ids[-1])} of up to {max(sizes)}"
             )
+        return _bucket(sizes, x)
 
     assert batch_size is not None and max_num_nodes is not None
     if num_nodes in (0, batch_size * max_num_nodes):  # no group is larger, so each is as large
@@ -144,7 +147,7 @@ def grouped_attention(
     Args:
         query: Queries [V, H, D'].
         key: Keys [V, H, D'].
-        value: Values [V, P, H, D].
+        value: Values [V, P, H, D]; positions that stand behind the channels count as such, P = 1.
         groups: Where the groups are.
         scale: Factor on the products of queries and keys.
         dropout: Dropout probability of the attention weights.

@@ -196,6 +196,7 @@ class PGNN(nn.Module):
                     batch.x,
                     batch=batch.batch,
                     batch_size=batch.num_graphs,
+                    max_num_nodes=batch.max_num_nodes,
                     node_class=batch.node_class,
                 )
             features = stitch(batch)

@@ -150,6 +150,15 @@ def test_copies_and_files(make, tmp_path):
         assert_equal(loaded, piece)
 
 
+@cases
+def test_largest_group(make):
+    batch = make()
+    sizes = [data.num_nodes for data in batch.to_data_list()]
+    assert batch.max_num_nodes == max(sizes)
+    assert [data.max_num_nodes for data in batch.to_data_list()] == sizes
+    assert Batch.from_data_list(batch.to_data_list()[::-1]).max_num_nodes == max(sizes)
+
+
 def test_to_device_keeps_the_geometry():
     batch = make_grid()
     moved = batch.to("meta")
