@@ -22,7 +22,8 @@ from pgnn_geo.files import first_difference, write_json
 from pgnn_geo.labels.features import View, stem_bank
 from pgnn_geo.labels.inference import attention_maps
 from pgnn_geo.metrics import BackgroundSweep, SegmentationScores
-from pgnn_geo.pipeline import claim_folder, progress, train
+from pgnn_geo.pipeline import train
+from pgnn_geo.run_folder import claim_folder, progress
 
 BACKGROUNDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 

@@ -28,7 +28,8 @@ from _common import machine
 from pgnn_geo.config import DataConfig, ModelConfig, RunConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.files import write_json
-from pgnn_geo.pipeline import claim_folder, console, find_problems, raise_problems
+from pgnn_geo.preflight import find_problems, raise_problems
+from pgnn_geo.run_folder import claim_folder, console
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
 def base_config(args: argparse.Namespace, split: str) -> RunConfig:
     """Return the run that the variants change: the default with the changes asked for."""
     data = DataConfig("voc", str(args.root), split, args.classes, args.tags)
-    network, config = ModelConfig(), RunConfig(data)
+    network, config = ModelConfig(), RunConfig(data, segment=None)
     if args.backbone:
         network = replace(network, backbone=args.backbone)
     if args.weights == "none":

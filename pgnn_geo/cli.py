@@ -1,4 +1,8 @@
-"""The command line, ``pgnn-geo COMMAND``: each command is a function."""
+"""The command line, ``pgnn-geo COMMAND``: each command is a function.
+
+Its ``**source`` are the options of :class:`~pgnn_geo.config.DataConfig`, which the parser finds by
+the call that they go into.
+"""
 
 import logging
 import sys
@@ -19,36 +23,45 @@ try:
     from jsonargparse import auto_cli
 
     from pgnn_geo import pipeline, stage2
+    from pgnn_geo.cli_detect import adjuster, detect
     from pgnn_geo.cli_parser import Parser
     from pgnn_geo.config import (
         CAM_LABELS,
         DataConfig,
         LabelConfig,
+        LabelConfigChanges,
+        MapConfigChanges,
         ModelConfig,
         ModelName,
         RunConfig,
         SegmentationNetworkConfig,
         SegmentationTrainingConfigChanges,
-        SegmentConfig,
+        Stage2Config,
         recipe_with,
     )
+    from pgnn_geo.evaluation import evaluate as evaluate_labels
     from pgnn_geo.files import write_json
     from pgnn_geo.labels.export import write_coco, write_voc_submission
     from pgnn_geo.labels.inference import MapConfig
+    from pgnn_geo.labels.refine import RefinementName
     from pgnn_geo.masks import load_mask
     from pgnn_geo.precision import Precision
-    from pgnn_geo.predict import PredictConfig, RefinementName, predict_folder
+    from pgnn_geo.predict import PredictConfig, predict_folder
+    from pgnn_geo.preflight import describe_machine, find_problems, raise_problems
+    from pgnn_geo.run_folder import claim_folder, console, progress
     from pgnn_geo.segmenter import Segmenter
     from pgnn_geo.training.attention import COMPLETION, AttentionTrainingConfig
-    from pgnn_geo.training.segmentation import RecipeName
+    from pgnn_geo.training.segmentation import RECIPES, RecipeName
+    from pgnn_geo.viz.report import score_table
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"pgnn-geo needs the package {error.name!r}: pip install 'pgnn-geo[train]'"
     ) from None
 
-DataName = Literal["voc", "folder", "shapes"]
+MutualName = Literal["off", "literal", "tags"]
 PREDICT, SCALES = PredictConfig(), [1.0]
-SEGMENTATION, UNCHANGED = SegmentationNetworkConfig(), SegmentationTrainingConfigChanges()
+SEGMENTATION, RECIPE = SegmentationNetworkConfig(), SegmentationTrainingConfigChanges()
+MODEL_MAPS, MODEL_LABELS = MapConfigChanges(), LabelConfigChanges()
 NETWORK, TRAINING, MAPS, LABELS = (
     ModelConfig(),
     AttentionTrainingConfig(),
@@ -63,142 +76,154 @@ def demo(out: str = "runs/demo", epochs: int = 6, seed: int = 0) -> None:
     Args:
         out: Folder of the run; the data set is made in its folder "shapes".
         epochs: Epochs on tags, and as many toward completed maps; the baseline has both on tags.
+            Stage 2 has five times as many.
         seed: Seed of training.
     """
-    # Thresholds chosen on these very drawings: a small network without pretrained weights makes
-    # blunter features than those that the default values are meant for.
+    # Chosen on these very drawings: a small network without pretrained weights makes blunter
+    # features than those that the default values are meant for, and collinear ones.
     config = RunConfig(
         data=DataConfig(data="shapes", root=str(Path(out) / "shapes")),
         network=ModelConfig(backbone="vgg_tiny", weights=None, freeze_stages=0, output_stride=8),
         train=AttentionTrainingConfig(
             epochs=epochs,
             completion_epochs=epochs,
-            completion=replace(COMPLETION, size=192, propagate="prototypes"),
-            foreground=0.7,
-            background=0.4,
+            completion=replace(COMPLETION, size=192, propagation_whitening=0.1),
+            background=0.2,
             size=192,
             lr=1e-3,
             seed=seed,
         ),
-        maps=MapConfig(size=192, propagate="none", output_stride=8),
-        labels=LabelConfig(background=0.3),
+        maps=MapConfig(size=192, output_stride=8, propagation_whitening=0.1),
+        labels=LabelConfig(background=0.1),
         cam_labels=LabelConfig(background=0.2),
+        segment=Stage2Config(
+            network=SegmentationNetworkConfig("vgg_tiny", weights=None, hidden_channels=256),
+            train=RECIPES["short"].changed(
+                freeze_stages=0,
+                epochs=5 * epochs,
+                batch_size=4,
+                size=128,
+                crop=128,
+                lr=3e-3,
+                head_factor=1.0,
+                seed=seed,
+                workers=0,
+            ),
+        ),
     )
     pipeline.run(config, Path(out))
 
 
 def run(
     root: str,
-    data: DataName = "voc",
-    split: str = "train",
-    classes: str | None = None,
-    tags: str = "auto",
-    masks: str | None = None,
     out: str = "runs/run",
     network: ModelConfig = NETWORK,
     train: AttentionTrainingConfig = TRAINING,
     maps: MapConfig = MAPS,
     labels: LabelConfig = LABELS,
     cam_labels: LabelConfig = CAM_LABELS,
+    segment: Literal["off", "short", "deeplab"] = "short",
+    segment_network: SegmentationNetworkConfig = SEGMENTATION,
+    segment_train: SegmentationTrainingConfigChanges = RECIPE,
+    eval_split: str | None = "val",
+    mutual: MutualName = "off",
+    mutual_start: int = 1,
+    mutual_confidence: float | None = None,
+    **source: Any,
 ) -> None:
-    """Do the whole job: train the CAM baseline and the P-GNN, label, evaluate. Resumes.
+    """Do the whole job: train CAM and P-GNN, label, train DeepLab-v2 on the labels. Resumes.
 
     Args:
         root: Folder of the data set.
-        data: "voc" (VOC layout), "folder" (photos and a CSV of tags) or "shapes" (embedded).
-        split: Split of VOC: train, trainval, train_aug or val.
-        classes: Comma-separated class names, to restrict the task.
-        tags: For VOC: auto, annotations, csv, masks or a CSV file; for a folder: its CSV file.
-        masks: For a folder: folder of true masks ID.png, used for measuring only.
         out: Folder of the run.
         network: The network.
         train: Hyper-parameters of training.
         maps: How attention maps are inferred.
         labels: How label images are made from the P-GNN's maps.
         cam_labels: How they are made from the baseline's.
+        segment: Recipe of stage 2, which trains DeepLab-v2 on the P-GNN's labels: "short" (hundreds
+            of photos, a CPU) or "deeplab" (that of the paper, a GPU); "off" ends with the labels.
+        segment_network: Its network.
+        segment_train: Values that take the place of the recipe's; null leaves the recipe's.
+        eval_split: Split to measure stage 2 on, if it has masks; null for none.
+        mutual: Rewriting of the labels in stage 2, see "segment".
+        mutual_start: First epoch after which labels are rewritten.
+        mutual_confidence: Probability from which on a prediction rewrites a label.
+        **source: Which photos, tags and classes.
     """
-    source = DataConfig(data, root, split, classes, tags, masks)
-    pipeline.run(RunConfig(source, network, train, maps, labels, cam_labels), Path(out))
+    stage2_config = None
+    if segment != "off":
+        training = recipe_with(segment, segment_train)
+        rewriting = mutual, mutual_start, mutual_confidence
+        stage2_config = Stage2Config(eval_split, segment_network, training, *rewriting)
+    photos = DataConfig(root=root, **source)
+    config = RunConfig(photos, network, train, maps, labels, cam_labels, stage2_config)
+    pipeline.run(config, Path(out))
 
 
 def train(
     root: str,
     model: ModelName = "pgnn",
-    data: DataName = "voc",
-    split: str = "train",
-    classes: str | None = None,
-    tags: str = "auto",
     out: str = "runs/train",
     network: ModelConfig = NETWORK,
     train: AttentionTrainingConfig = TRAINING,
+    **source: Any,
 ) -> None:
     """Train one attention model on image tags and write it to OUT/model.pt. Resumes.
 
     Args:
         root: Folder of the data set.
         model: "pgnn", or "cam" for the baseline without the graph.
-        data: "voc", "folder" or "shapes".
-        split: Split of VOC.
-        classes: Comma-separated class names, to restrict the task.
-        tags: Source of the tags, see "run".
         out: Folder for the model, its checkpoints and TensorBoard's log.
         network: The network.
         train: Hyper-parameters of training.
+        **source: Which photos, tags and classes.
     """
-    config = RunConfig(DataConfig(data, root, split, classes, tags), network, train)
-    pipeline.claim_folder(Path(out), config)
-    pipeline.raise_problems(pipeline.find_problems(config.data, config.network))
+    photos = DataConfig(root=root, masks=None, **source)
+    config = RunConfig(photos, network, train, segment=None)
+    claim_folder(Path(out), config)
+    raise_problems(find_problems(config.data, config.network))
     dataset = config.data.build()
     path = pipeline.train(config, model, Path(out), dataset, Path(out) / "stems")
-    pipeline.console.print(f"model: {path}")
+    console.print(f"model: {path}")
 
 
 def label(
     checkpoint: str,
     root: str,
-    data: DataName = "voc",
-    split: str = "train",
-    classes: str | None = None,
-    tags: str = "auto",
     out: str = "runs/labels",
-    maps: MapConfig = MAPS,
-    labels: LabelConfig = LABELS,
+    maps: MapConfigChanges = MODEL_MAPS,
+    labels: LabelConfigChanges = MODEL_LABELS,
+    **source: Any,
 ) -> None:
     """Write pseudo-labels OUT/ID.png (VOC palette, the photo's own size) of tagged photos.
 
     Args:
         checkpoint: A model.pt that "train" or "run" wrote.
         root: Folder of the data set.
-        data: "voc", "folder" or "shapes".
-        split: Split of VOC.
-        classes: Comma-separated class names, as the model was trained.
-        tags: Source of the tags, see "run".
         out: Folder of the label images.
-        maps: How attention maps are inferred.
-        labels: How label images are made from them.
+        maps: How attention maps are inferred; null is the default of such a model in "run".
+        labels: How label images are made from them; null is the default of such a model in "run".
+        **source: Which photos, tags and classes.
     """
-    dataset = DataConfig(data, root, split, classes, tags).build()
-    pipeline.raise_problems(dataset.check())
+    dataset = DataConfig(root=root, masks=None, **source).build()
+    raise_problems(dataset.check())
     folder = pipeline.label(Path(checkpoint), dataset, Path(out), maps, labels, None)
-    pipeline.console.print(f"labels: {folder}")
+    console.print(f"labels: {folder}")
 
 
 def segment(
     labels: str,
     root: str,
-    data: DataName = "voc",
-    split: str = "train",
-    classes: str | None = None,
-    tags: str = "auto",
-    masks: str | None = None,
     eval_split: str | None = "val",
     out: str = "runs/segment",
     recipe: RecipeName = "short",
-    mutual: Literal["off", "literal", "tags"] = "off",
+    mutual: MutualName = "off",
     mutual_start: int = 1,
     mutual_confidence: float | None = None,
     network: SegmentationNetworkConfig = SEGMENTATION,
-    train: SegmentationTrainingConfigChanges = UNCHANGED,
+    train: SegmentationTrainingConfigChanges = RECIPE,
+    **source: Any,
 ) -> None:
     """Train DeepLab-v2 on label images, measure it, and write it to OUT/segmenter. Resumes.
 
@@ -206,11 +231,6 @@ def segment(
         labels: Folder of label images ID.png, as "label" writes them; or the word "truth", to
             train on the true masks.
         root: Folder of the data set.
-        data: "voc", "folder" or "shapes".
-        split: Split of VOC to train on.
-        classes: Comma-separated class names; the label images use 1..K in this order.
-        tags: Source of the tags, see "run".
-        masks: For a folder: folder of true masks ID.png.
         eval_split: Split to measure on, if it has masks; null for none.
         out: Folder of the training.
         recipe: "short" (hundreds of photos, a CPU) or "deeplab" (that of the paper, a GPU).
@@ -220,48 +240,32 @@ def segment(
         mutual_confidence: Probability from which on a prediction rewrites a label.
         network: The network.
         train: Values that take the place of the recipe's; null leaves the recipe's.
+        **source: Which photos, tags and classes.
     """
-    source = DataConfig(data, root, split, classes, tags, masks)
-    config = SegmentConfig(
-        source,
-        labels,
-        eval_split,
-        network,
-        recipe_with(recipe, train),
-        mutual,
-        mutual_start,
-        mutual_confidence,
-    )
-    stage2.segment(config, Path(out))
+    rewriting = mutual, mutual_start, mutual_confidence
+    config = Stage2Config(eval_split, network, recipe_with(recipe, train), *rewriting)
+    stage2.segment(config.on(DataConfig(root=root, **source), labels), Path(out))
 
 
 def evaluate(
     labels: str,
     root: str,
-    data: DataName = "voc",
-    split: str = "train",
-    classes: str | None = None,
-    tags: str = "auto",
-    masks: str | None = None,
     out: str | None = None,
+    **source: Any,
 ) -> None:
     """Score a folder of label images against true masks: IoU, precision, recall.
 
     Args:
         labels: Folder of label images ID.png.
         root: Folder of the data set.
-        data: "voc", "folder" or "shapes".
-        split: Split of VOC.
-        classes: Comma-separated class names; the label images use 1..K in this order.
-        tags: Source of the tags, see "run".
-        masks: For a folder: folder of true masks ID.png.
         out: JSON file for the figures, if wanted.
+        **source: Which photos, tags and classes.
     """
-    source = DataConfig(data, root, split, classes, tags, masks)
-    if not source.has_masks():
+    photos = DataConfig(root=root, **source)
+    if not photos.has_masks():
         raise InputError("There is nothing to measure against: pass --masks, or a split with masks")
-    scores = pipeline.evaluate(Path(labels), source.build(with_masks=True)).to_dict()
-    pipeline.console.print(pipeline.score_table({"": scores}, f"{scores['images']} images"))
+    scores = evaluate_labels(Path(labels), photos.build(with_masks=True)).to_dict()
+    console.print(score_table({"": scores}, f"{scores['images']} images"))
     if out is not None:
         write_json(out, scores)
 
@@ -310,9 +314,7 @@ def predict(
         raise InputError(f"--device {device} cannot be used: {error}") from error
     if submission:  # with other classes it fails here
         write_voc_submission(out, (), segmenter.classes)
-    done = predict_folder(
-        segmenter, photos, out, config, overlays, probabilities, tags, pipeline.progress
-    )
+    done = predict_folder(segmenter, photos, out, config, overlays, probabilities, tags, progress)
     files = [(photo, Path(out) / "masks" / f"{photo.photo_id}.png") for photo in done.photos]
     if submission:
         masks = ((photo.photo_id, load_mask(path)) for photo, path in files)
@@ -320,45 +322,33 @@ def predict(
     if coco is not None:
         named = ((f"{p.photo_id}{p.path.suffix}", load_mask(path)) for p, path in files)
         write_coco(coco, named, segmenter.classes, suffix="")
-    pipeline.console.print(f"masks: {Path(out) / 'masks'}, {len(files)} photos, {done.new} new")
+    console.print(f"masks: {Path(out) / 'masks'}, {len(files)} photos, {done.new} new")
     _exit_with(done.problems)
 
 
-def doctor(
-    root: str | None = None,
-    data: DataName = "voc",
-    split: str = "train",
-    classes: str | None = None,
-    tags: str = "auto",
-    masks: str | None = None,
-    network: ModelConfig = NETWORK,
-) -> None:
+def doctor(root: str | None = None, network: ModelConfig = NETWORK, **source: Any) -> None:
     """Check packages, weights and (with --root) every photo, tag and mask; say what to fix.
 
     Args:
         root: Folder of the data set; without it only packages and weights are checked.
-        data: "voc", "folder" or "shapes".
-        split: Split of VOC.
-        classes: Comma-separated class names, to restrict the task.
-        tags: Source of the tags, see "run".
-        masks: For a folder: folder of true masks ID.png.
         network: The network whose weights are checked.
+        **source: Which photos, tags and classes.
     """
-    for line in pipeline.describe_machine():
-        pipeline.console.print(line, highlight=False, soft_wrap=True)
-    source = None if root is None else DataConfig(data, root, split, classes, tags, masks)
-    problems = pipeline.find_problems(source, network)
+    for line in describe_machine():
+        console.print(line, highlight=False, soft_wrap=True)
+    photos = None if root is None else DataConfig(root=root, **source)
+    problems = find_problems(photos, network)
     if not problems:
-        pipeline.console.print("no problem found")
+        console.print("no problem found")
     _exit_with(problems)
 
 
 def _exit_with(problems: list[str]) -> None:
     """List problems and end with status 1, if there are any."""
     for problem in problems:
-        pipeline.console.print(f"problem: {problem}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"problem: {problem}", highlight=False, markup=False, soft_wrap=True)
     if problems:
-        pipeline.console.print(f"{len(problems)} problem(s)")
+        console.print(f"{len(problems)} problem(s)")
         sys.exit(1)
 
 
@@ -368,6 +358,7 @@ def main(args: list[str] | None = None) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         commands: list[Any] = [demo, run, train, label, segment, predict, evaluate, doctor]
+        commands += [detect, adjuster]
         auto_cli(commands, args=args, prog="pgnn-geo", as_positional=False, parser_class=Parser)
     except InputError as error:
         print(f"pgnn-geo: error: {error}", file=sys.stderr)

@@ -1,13 +1,17 @@
 """What decides the outcome of a run: data, network, training, maps, labels."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_type_hints
 
 from pgnn_geo.datasets import VOC2012, Shapes, TaggedDataset, TaggedFolder
 from pgnn_geo.labels.inference import MapConfig
+from pgnn_geo.labels.refine import DILATIONS, Refinement, RefinementName, build_refinement
+from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.nn import PGNN
-from pgnn_geo.nn.backbones import BackboneName
+from pgnn_geo.nn.backbones import BackboneName, resolve_weights
 from pgnn_geo.nn.deeplab import DeepLabV2
 from pgnn_geo.training.attention import AttentionTrainingConfig
 from pgnn_geo.training.segmentation import (
@@ -24,13 +28,15 @@ class DataConfig:
     """Which photos, tags and classes.
 
     Args:
-        data (str): :obj:`"voc"`, :obj:`"folder"` or :obj:`"shapes"`.
-        root (str): The data set's folder.
-        split (str): Split of VOC or Shapes.
-        classes (str, optional): Comma-separated names that restrict the task.
-        tags (str): Source of tags: for VOC see :class:`~pgnn_geo.datasets.VOC2012`; for a folder
-            the CSV file.
-        masks (str, optional): Folder of true masks of a folder data set, for measuring only.
+        data (str): "voc" (VOC layout), "folder" (photos and a CSV of tags) or "shapes" (embedded).
+        root (str): Folder of the data set.
+        split (str): Split of VOC: train, trainval, train_aug or val.
+        classes (str, optional): Comma-separated class names that restrict the task; label images
+            use 1..K in this order.
+        tags (str): For VOC: auto, annotations, csv, masks or a CSV file; for a folder: its CSV
+            file.
+        masks (str, optional): For a folder: folder of true masks ID.png, for measuring, or for
+            training where they are asked for.
     """
 
     data: Literal["voc", "folder", "shapes"] = "voc"
@@ -101,52 +107,37 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """From attention maps to label images, see :func:`~pgnn_geo.labels.seed_labels`.
+    """From attention maps to label images, see :func:`~pgnn_geo.labels.refined_labels`.
 
     Args:
         background (float): Constant background score.
         power (float, optional): Exponent of the other rule, taken if given.
+        refine (str): "par" or "crf" to fit the labels to the edges in the photo, or "none"; see
+            :func:`~pgnn_geo.labels.build_refinement`.
+        refine_iterations (int): Its iterations.
+        refine_dilations (sequence of int): Of :obj:`"par"`: distances of the neighbours.
     """
 
     background: float = 0.6
     power: float | None = None
+    refine: RefinementName = "none"
+    refine_iterations: int = 10
+    refine_dilations: Sequence[int] = DILATIONS
+
+    def build_refinement(self, workers: int = 0) -> Refinement | None:
+        """Return the refinement, if any; a CRF with so many processes.
+
+        Raises:
+            InputError: If it cannot be had.
+        """
+        return build_refinement(self.refine, self.refine_iterations, self.refine_dilations, workers)
 
 
 #: The baseline's maps are scores divided by their maximum, not probabilities.
 CAM_LABELS = LabelConfig(background=0.15)
 
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides the outcome of :func:`run`.
-
-    The CAM baseline sees the photos as often as the P-GNN, all on tags alone; its maps are not
-    propagated, and it has a background score of its own.
-    """
-
-    data: DataConfig
-    network: ModelConfig = field(default_factory=ModelConfig)
-    train: AttentionTrainingConfig = field(default_factory=AttentionTrainingConfig)
-    maps: MapConfig = field(default_factory=MapConfig)
-    labels: LabelConfig = field(default_factory=LabelConfig)
-    cam_labels: LabelConfig = CAM_LABELS
-
-    def train_of(self, name: ModelName) -> AttentionTrainingConfig:
-        """Return how a model is trained."""
-        if name == "pgnn":
-            return self.train
-        epochs = self.train.epochs + self.train.completion_epochs
-        return replace(self.train, epochs=epochs, completion_epochs=0, complementary="off")
-
-    def maps_of(self, name: ModelName) -> MapConfig:
-        """Return how the maps of a model are inferred."""
-        if name == "pgnn":
-            return self.maps
-        return replace(self.maps, propagate="none", output_stride=8)
-
-    def labels_of(self, name: ModelName) -> LabelConfig:
-        """Return how the labels of a model are made from its maps."""
-        return self.labels if name == "pgnn" else self.cam_labels
+#: What is different in the inference of the baseline's maps.
+CAM_MAPS: dict[str, Any] = {"propagate": "none", "output_stride": 8}
 
 
 @dataclass(frozen=True)
@@ -176,12 +167,10 @@ class SegmentationNetworkConfig:
 
 
 @dataclass(frozen=True)
-class SegmentConfig:
-    """Everything that decides the outcome of stage 2.
+class Stage2Config:
+    """How stage 2 is done, whatever it learns from.
 
     Args:
-        data (DataConfig): The photos to train on.
-        labels (str): Folder of their label images, or :obj:`"truth"` for true masks.
         eval_split (str, optional): Split to measure on; for a folder data set the photos themselves
             are measured if there are masks.
         network (SegmentationNetworkConfig): The network.
@@ -192,14 +181,29 @@ class SegmentConfig:
         mutual_confidence (float, optional): Probability that a prediction needs to rewrite.
     """
 
-    data: DataConfig
-    labels: str
     eval_split: str | None = "val"
     network: SegmentationNetworkConfig = field(default_factory=SegmentationNetworkConfig)
     train: SegmentationTrainingConfig = RECIPES["short"]
     mutual: Literal["off", "literal", "tags"] = "off"
     mutual_start: int = 1
     mutual_confidence: float | None = None
+
+    def on(self, data: DataConfig, labels: str) -> "SegmentConfig":
+        """Return the whole configuration for photos and their labels."""
+        return SegmentConfig(data=data, labels=labels, **vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig(Stage2Config):
+    """Everything that decides the outcome of stage 2: a :class:`Stage2Config` and what it is for.
+
+    Args:
+        data (DataConfig): The photos to train on.
+        labels (str): Folder of their label images, or :obj:`"truth"` for true masks.
+    """
+
+    data: DataConfig
+    labels: str
 
     @property
     def measured(self) -> DataConfig | None:
@@ -209,6 +213,45 @@ class SegmentConfig:
         folder = self.data.data == "folder"
         data = self.data if folder else replace(self.data, split=self.eval_split)
         return data if data.has_masks() else None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the outcome of :func:`run`.
+
+    The CAM baseline sees the photos as often as the P-GNN, all on tags alone; its maps are not
+    propagated, and it has a background score of its own. Stage 2 learns the P-GNN's labels;
+    without :obj:`segment` the run ends with them.
+    """
+
+    data: DataConfig
+    network: ModelConfig = field(default_factory=ModelConfig)
+    train: AttentionTrainingConfig = field(default_factory=AttentionTrainingConfig)
+    maps: MapConfig = field(default_factory=MapConfig)
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    cam_labels: LabelConfig = CAM_LABELS
+    segment: Stage2Config | None = field(default_factory=Stage2Config)
+
+    def train_of(self, name: ModelName) -> AttentionTrainingConfig:
+        """Return how a model is trained."""
+        if name == "pgnn":
+            return self.train
+        epochs = self.train.epochs + self.train.completion_epochs
+        return replace(self.train, epochs=epochs, completion_epochs=0, complementary="off")
+
+    def maps_of(self, name: ModelName) -> MapConfig:
+        """Return how the maps of a model are inferred."""
+        if name == "pgnn":
+            return self.maps
+        return replace(self.maps, **CAM_MAPS)
+
+    def labels_of(self, name: ModelName) -> LabelConfig:
+        """Return how the labels of a model are made from its maps."""
+        return self.labels if name == "pgnn" else self.cam_labels
+
+    def segment_on(self, labels: Path) -> SegmentConfig | None:
+        """Return stage 2 on a folder of these photos' labels, if it is wanted."""
+        return None if self.segment is None else self.segment.on(self.data, str(labels))
 
 
 def _optional(config: type[Any]) -> type[Any]:
@@ -224,14 +267,70 @@ def _optional(config: type[Any]) -> type[Any]:
 
 if TYPE_CHECKING:
     SegmentationTrainingConfigChanges = SegmentationTrainingConfig
+    MapConfigChanges = MapConfig
+    LabelConfigChanges = LabelConfig
 else:
     #: Values that take the place of a recipe's.
     SegmentationTrainingConfigChanges = _optional(SegmentationTrainingConfig)
+    #: Values that take the place of a model's defaults.
+    MapConfigChanges, LabelConfigChanges = _optional(MapConfig), _optional(LabelConfig)
 
 
 def recipe_with(
     recipe: RecipeName, changes: SegmentationTrainingConfigChanges
 ) -> SegmentationTrainingConfig:
     """Return a recipe of stage 2 with every value of :obj:`changes` that is not :obj:`None`."""
-    given = {name: value for name, value in vars(changes).items() if value is not None}
-    return RECIPES[recipe].changed(**given)
+    return RECIPES[recipe].changed(**_given(changes))
+
+
+def label_defaults(
+    model: PGNN, maps: MapConfigChanges, labels: LabelConfigChanges
+) -> tuple[MapConfig, LabelConfig]:
+    """Return how a model's labels are made, with every value given that is not :obj:`None`.
+
+    A CAM, which has no graph and was trained on tags alone, has other defaults than a P-GNN.
+    """
+    cam = model.config["layers"] == 0 and model.activation == "relu"
+    start = replace(MapConfig(), **CAM_MAPS) if cam else MapConfig()
+    return (
+        replace(start, **_given(maps)),
+        replace(CAM_LABELS if cam else LabelConfig(), **_given(labels)),
+    )
+
+
+class NetworkChoice(Protocol):
+    """A backbone and where its weights come from."""
+
+    @property
+    def backbone(self) -> BackboneName:  # noqa: D102
+        ...
+
+    @property
+    def weights(self) -> str | None:  # noqa: D102
+        ...
+
+
+class Job(Protocol):
+    """A training of a network on tagged photos."""
+
+    @property
+    def data(self) -> DataConfig:  # noqa: D102
+        ...
+
+    @property
+    def network(self) -> NetworkChoice:  # noqa: D102
+        ...
+
+
+def ledger_of(config: Job, dataset: TaggedDataset) -> SupervisionLedger:
+    """Return what a run of :obj:`config` is trained from."""
+    entry = resolve_weights(config.network.backbone, config.network.weights)
+    source = getattr(dataset, "tag_source", "given")
+    return SupervisionLedger(
+        tags=f"{source} ({config.data.name})",
+        weights=None if entry is None else str(entry),
+    )
+
+
+def _given(changes: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(changes).items() if value is not None}

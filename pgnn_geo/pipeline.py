@@ -1,53 +1,52 @@
-"""The whole job: check, train CAM and P-GNN, label, evaluate; a second call resumes it."""
+"""The whole job: train CAM and P-GNN, label, train on the labels, evaluate; resumes."""
 
 import hashlib
 import json
+import os
 import shutil
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from lightning.pytorch import seed_everything
-from rich.console import Console
-from rich.progress import track
+from torch import Tensor
 
+from pgnn_geo import stage2
 from pgnn_geo.checkpoint import load_attention_model, save_attention_model
 from pgnn_geo.config import (
-    DataConfig,
     LabelConfig,
-    ModelConfig,
+    LabelConfigChanges,
+    MapConfigChanges,
     ModelName,
     RunConfig,
-    SegmentationNetworkConfig,
     SegmentConfig,
+    label_defaults,
+    ledger_of,
 )
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
+from pgnn_geo.evaluation import evaluate
 from pgnn_geo.files import first_difference, write_json
-from pgnn_geo.labels.inference import MapConfig, attention_maps
-from pgnn_geo.labels.seeds import seed_labels
-from pgnn_geo.ledger import SupervisionLedger
-from pgnn_geo.masks import load_mask, save_mask
-from pgnn_geo.metrics import ConfusionMatrix, SegmentationScores
-from pgnn_geo.nn.backbones import load_weights, resolve_weights
-from pgnn_geo.precision import resolve_precision
+from pgnn_geo.labels.inference import attention_maps
+from pgnn_geo.labels.refine import DenseCRF
+from pgnn_geo.labels.seeds import refined_labels
+from pgnn_geo.masks import save_mask
+from pgnn_geo.preflight import find_problems, raise_problems
+from pgnn_geo.run_folder import claim_folder, console, progress, timed
 from pgnn_geo.training.attention import train_attention
 from pgnn_geo.viz.report import label_sheets, score_table
 
 TITLES: dict[ModelName, str] = {"cam": "CAM", "pgnn": "P-GNN"}
-console = Console()
 
 
 def run(config: RunConfig, out: Path) -> dict[str, Any]:
     """Do the whole job in folder :obj:`out`; steps that are done are not done again.
 
     Leaves :obj:`MODEL/model.pt`, :obj:`MODEL/labels/ID.png`, :obj:`overlays/*.png` and
-    :obj:`metrics.json`, MODEL being :obj:`cam` and :obj:`pgnn`.
+    :obj:`metrics.json`, MODEL being :obj:`cam` and :obj:`pgnn`, and in :obj:`segmentation` what
+    :func:`~pgnn_geo.stage2.segment` leaves, trained on the labels of :obj:`pgnn`.
 
     Args:
         config (RunConfig): What to do.
@@ -62,84 +61,31 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
     """
     claim_folder(out, config)
     if (out / "metrics.json").is_file():
-        metrics = json.loads((out / "metrics.json").read_text())
+        metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
         console.print(f"{out} is done; choose another --out to start anew.")
-        show_metrics(metrics)
+        _show_pseudo_labels(metrics)
+        _show_segmentation(metrics)
         return metrics
+    segment = config.segment_on(out / "pgnn" / "labels")
     with timed("check"):
-        raise_problems(find_problems(config.data, config.network))
+        raise_problems(_problems(config, segment))
     dataset = config.data.build()
     for name in get_args(ModelName):
         train(config, name, out / name, dataset, stems=out / "stems")
     for name in get_args(ModelName):
         model, folder = out / name / "model.pt", out / name / "labels"
         label(model, dataset, folder, config.maps_of(name), config.labels_of(name), out / "stems")
+    shutil.rmtree(out / "stems", ignore_errors=True)  # gigabytes that only stage 1 needs
     metrics = summarize(config, out, dataset)
+    _show_pseudo_labels(metrics)
+    if segment is not None:
+        metrics |= _segmentation(metrics, stage2.train_and_measure(segment, out / "segmentation"))
     write_json(out / "metrics.json", metrics)
-    shutil.rmtree(out / "stems", ignore_errors=True)  # gigabytes that only an unfinished run needs
-    show_metrics(metrics)
+    _show_segmentation(metrics)
     console.print(f"masks {out}/pgnn/labels, pictures {out}/overlays, figures {out}/metrics.json")
+    if segment is not None:
+        console.print(f"segmenter {out}/segmentation/segmenter")
     return metrics
-
-
-def claim_folder(out: Path, config: RunConfig | SegmentConfig) -> None:
-    """Record :obj:`config` in :obj:`out`, or check that it is the one recorded there."""
-    wanted = json.loads(json.dumps(asdict(config)))
-    path = out / "config.json"
-    try:
-        if path.is_file():
-            if difference := first_difference(json.loads(path.read_text()), wanted):
-                raise InputError(
-                    f"{out} holds a run of another configuration ({difference}). "
-                    "Choose another --out, or repeat the first command to resume that run."
-                )
-        else:
-            write_json(path, wanted)
-    except OSError as error:
-        raise InputError(f"Output folder {out} cannot be written: {error}") from error
-
-
-def describe_machine() -> list[str]:
-    """Return one line each on the packages, the devices and the precision that fits them."""
-    packages = ("torch", "torchvision", "torch-geometric", "torch-scatter", "lightning")
-    lines = []
-    for package in packages:
-        try:
-            lines.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            lines.append(f"{package} is not installed")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"
-    lines.append(f"device: {device}, {torch.get_num_threads()} threads")
-    return [*lines, f"precision auto: {resolve_precision('auto')}"]
-
-
-def find_problems(
-    data: DataConfig | None, network: ModelConfig | SegmentationNetworkConfig
-) -> list[str]:
-    """Return everything wrong with photos, tags, masks and weights, one line each."""
-    problems = []
-    try:
-        if data is not None:
-            problems += data.build(with_masks=data.has_masks()).check()
-    except InputError as error:
-        problems.append(str(error))
-    try:
-        if entry := resolve_weights(network.backbone, network.weights):
-            load_weights(entry)
-    except InputError as error:
-        problems.append(str(error))
-    return problems
-
-
-def raise_problems(problems: list[str], most: int = 20) -> None:
-    """Raise one error that lists all problems, if there are any."""
-    if problems:
-        rest = f"\n  ... and {len(problems) - most} more" if len(problems) > most else ""
-        raise InputError(
-            f"{len(problems)} problem(s) found before any work was done:\n  "
-            + "\n  ".join(problems[:most])
-            + rest
-        )
 
 
 def train(
@@ -162,17 +108,26 @@ def label(
     checkpoint: Path,
     dataset: TaggedDataset,
     out: Path,
-    maps: MapConfig,
-    labels: LabelConfig,
+    maps: MapConfigChanges,
+    labels: LabelConfigChanges,
     stems: Path | None,
 ) -> Path:
     """Write the pseudo-labels of a trained model as :obj:`out/ID.png`, unless all are there.
 
     :obj:`out/labels.json`, written last, says what they were made from.
 
+    Args:
+        checkpoint (Path): The model's file.
+        dataset (TaggedDataset): Photos with tags.
+        out (Path): The folder; made if it is missing.
+        maps (MapConfig): How attention maps are inferred; a value of :obj:`None` is the default of
+            such a model, see :func:`~pgnn_geo.config.label_defaults`.
+        labels (LabelConfig): How label images are made from them, in the same way.
+        stems (Path, optional): Where outputs of frozen stages are kept for reuse.
+
     Raises:
         InputError: If the model was trained for other classes, if :obj:`out` holds labels made
-            from something else, or if it cannot be written.
+            from something else, if it cannot be written, or if the refinement cannot be had.
     """
     model, classes, ledger = load_attention_model(checkpoint)
     if classes != dataset.classes:
@@ -180,11 +135,14 @@ def label(
             f"{checkpoint} knows the classes {', '.join(classes)}; "
             f"the data set has {', '.join(dataset.classes)}."
         )
+    map_config, label_config = label_defaults(model, maps, labels)
+    label_config.build_refinement()  # which raises now, not after the maps
     record = {
         "model": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "images": len(dataset),
-        "maps": asdict(maps),
-        "labels": asdict(labels),
+        "classes": classes,
+        "maps": asdict(map_config),
+        "labels": asdict(label_config),
         "supervision": ledger.to_dict(),
     }
     record = json.loads(json.dumps(record))
@@ -201,33 +159,39 @@ def label(
     except OSError as error:
         raise InputError(f"Output folder {out} cannot be written: {error}") from error
     with timed(f"label {out}"):
-        attention = attention_maps(model, dataset, maps, stems, out.parent, progress)
-        for index in progress(range(len(dataset)), "write labels", len(dataset)):
-            item = dataset[index]
-            height, width = item["size"].tolist()
-            tagged = item["tags"].nonzero()[:, 0] + 1
-            mask = seed_labels(attention[index], (height, width), tagged, **asdict(labels))
-            save_mask(out / f"{item['image_id']}.png", mask)
+        attention = attention_maps(model, dataset, map_config, stems, out.parent, progress)
+        masks = label_images(dataset, attention, label_config)
+        for image_id, mask in zip(dataset.image_ids, masks, strict=True):
+            save_mask(out / f"{image_id}.png", mask)
         write_json(done, record)
     return out
 
 
-def evaluate(labels: Path, truth: TaggedDataset) -> SegmentationScores:
-    """Score a folder of label images against the masks of a data set.
+def label_images(
+    dataset: TaggedDataset, attention: list[Tensor], config: LabelConfig
+) -> Iterator[Tensor]:
+    """Yield the label image of every photo at its own size; a CRF runs on all cores.
 
-    Raises:
-        InputError: If a label image is missing, damaged or of another size than its mask.
+    Args:
+        dataset (TaggedDataset): Photos with tags.
+        attention (list of Tensor): Maps of their tagged classes, see
+            :func:`~pgnn_geo.labels.attention_maps`.
+        config (LabelConfig): How label images are made from them.
     """
-    matrix = ConfusionMatrix(len(truth.classes), truth.classes)
-    for index in progress(range(len(truth)), "evaluate", len(truth)):
-        item = truth[index]
-        predicted = load_mask(labels / f"{item['image_id']}.png")
-        matrix.update(predicted, item["mask"].as_subclass(torch.Tensor), item["image_id"])
-    return matrix.compute()
+
+    def photos() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for index in progress(range(len(dataset)), "write labels", len(dataset)):
+            item = dataset[index]
+            tagged = item["tags"].nonzero()[:, 0] + 1
+            yield item["image"].as_subclass(Tensor), attention[index], tagged
+
+    refinement = config.build_refinement(workers=os.cpu_count() or 1)
+    with refinement if isinstance(refinement, DenseCRF) else nullcontext():
+        yield from refined_labels(photos(), refinement, config.background, config.power)
 
 
 def summarize(config: RunConfig, out: Path, dataset: TaggedDataset) -> dict[str, Any]:
-    """Return the content of :obj:`metrics.json`, and draw the overlay sheets."""
+    """Return what :obj:`metrics.json` says of stage 1, and draw the overlay sheets."""
     metrics: dict[str, Any] = {}
     truth = config.data.build(with_masks=True) if config.data.has_masks() else None
     if truth is not None:
@@ -246,35 +210,45 @@ def summarize(config: RunConfig, out: Path, dataset: TaggedDataset) -> dict[str,
     }
 
 
-def show_metrics(metrics: dict[str, Any]) -> None:
+def _problems(config: RunConfig, segment: SegmentConfig | None) -> list[str]:
+    """Return everything that would stop the run at any of its steps, one line each."""
+    problems = find_problems(config.data, config.network)
+    for labels in (config.labels, config.cam_labels):
+        try:
+            labels.build_refinement()
+        except InputError as error:
+            problems.append(str(error))
+    if segment is not None:
+        measured = None
+        try:
+            measured = segment.measured
+        except InputError as error:
+            if str(error) not in problems:  # something wrong with the data set as a whole
+                problems.append(f"eval_split: {error}")
+        problems += find_problems(None if measured == config.data else measured, segment.network)
+    return list(dict.fromkeys(problems))
+
+
+def _segmentation(stage1: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """Return what :obj:`metrics.json` says of stage 2."""
+    scores = {"pseudo_labels": stage1["pgnn"]} if "pgnn" in stage1 else {}
+    if "segmenter" in result:
+        scores["segmentation"] = result["segmenter"]
+    return {**scores, "segmentation_split": result["split"], "supervision": result["supervision"]}
+
+
+def _show_pseudo_labels(metrics: dict[str, Any]) -> None:
     """Print CAM and P-GNN side by side, in per cent."""
     if "cam" in metrics:
         columns = {TITLES[name]: metrics[name] for name in get_args(ModelName)}
-        console.print(score_table(columns, f"pseudo-labels, {metrics['images']} images"))
+        where = metrics["split"] or "photos"
+        console.print(score_table(columns, f"pseudo-labels, {where}, {metrics['images']} images"))
     else:
-        console.print("No true masks were given, so there is nothing to measure.")
+        console.print("No true masks were given, so the pseudo-labels are not measured.")
+
+
+def _show_segmentation(metrics: dict[str, Any]) -> None:
+    """Print the scores of stage 2, and what everything was made from."""
+    if "segmentation" in metrics:
+        stage2.show_scores(metrics["segmentation"], metrics["segmentation_split"])
     console.print("supervision: " + "; ".join(metrics["supervision"]))
-
-
-def ledger_of(config: RunConfig | SegmentConfig, dataset: TaggedDataset) -> SupervisionLedger:
-    """Return what a run of :obj:`config` is trained from."""
-    entry = resolve_weights(config.network.backbone, config.network.weights)
-    source = getattr(dataset, "tag_source", "given")
-    return SupervisionLedger(
-        tags=f"{source} ({config.data.name})",
-        weights=None if entry is None else str(entry),
-    )
-
-
-def progress(iterable: Iterable[Any], title: str, total: int) -> Iterable[Any]:
-    """Show a progress bar where somebody watches."""
-    hidden = not console.is_terminal
-    return track(iterable, title, total, console=console, transient=True, disable=hidden)
-
-
-@contextmanager
-def timed(title: str) -> Iterator[None]:
-    """Print how long something took."""
-    start = time.perf_counter()
-    yield
-    console.print(f"{title}: {time.perf_counter() - start:.0f} s", highlight=False)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,14 +20,12 @@ from pgnn_geo.datasets.photos import Photo, StrPath, find_photos, read_photo_tag
 from pgnn_geo.errors import InputError
 from pgnn_geo.files import atomic_write, first_difference, write_json
 from pgnn_geo.labels.features import Progress, no_progress
-from pgnn_geo.labels.refine import DenseCRF, PixelAdaptiveRefinement
+from pgnn_geo.labels.refine import RefinementName, build_refinement
 from pgnn_geo.masks import save_mask
 from pgnn_geo.nn.view_average import ViewAverage
 from pgnn_geo.precision import Precision, autocast
 from pgnn_geo.segmenter import MAX_SIDE, Segmenter, check_scales, shrink
 from pgnn_geo.viz.overlays import overlay
-
-RefinementName = Literal["none", "par", "crf"]
 
 MASKS, OVERLAYS, PROBABILITIES = "masks", "overlays", "probabilities"
 
@@ -46,9 +44,8 @@ class PredictConfig:
         scales (sequence of float): Multiples of the segmenter's size of photos that are averaged.
         flip (bool): Average with the mirrored photo.
         max_side (int): Longer side to which larger photos are scaled down before all else.
-        refine (str): What is done to the probabilities at that size: :obj:`"none"`, :obj:`"par"`
-            (:class:`~pgnn_geo.labels.PixelAdaptiveRefinement`) or :obj:`"crf"`
-            (:class:`~pgnn_geo.labels.DenseCRF`).
+        refine (str): What is done to the probabilities at that size, see
+            :func:`~pgnn_geo.labels.build_refinement`.
         precision (str): Of the network: :obj:`"auto"` or one of Lightning's names.
     """
 
@@ -60,10 +57,7 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         check_scales(self.scales, self.max_side)
-        if self.refine not in get_args(RefinementName):
-            raise InputError(
-                f"'refine' must be one of {get_args(RefinementName)}, got {self.refine!r}."
-            )
+        build_refinement(self.refine)  # which raises if it cannot be had
 
 
 class Predicted(NamedTuple):
@@ -159,9 +153,7 @@ class _Steps:
     ) -> None:
         self.segmenter, self.config = segmenter, config
         self.device = segmenter.network.backbone.device
-        self.refine: Callable[[Tensor, Tensor], Tensor] | None = None
-        if config.refine != "none":
-            self.refine = PixelAdaptiveRefinement() if config.refine == "par" else DenseCRF()
+        self.refine = build_refinement(config.refine)
         self.masks = out / MASKS
         self.overlays = out / OVERLAYS if overlays else None
         self.probabilities = out / PROBABILITIES if probabilities else None
@@ -207,8 +199,8 @@ class _Steps:
         if self.refine is not None or size != photo.size:
             views = views.at(size)
         if self.refine is not None:
-            pixels = photo.small.to(self.device) / 255
-            maps = self.refine(pixels[None], views.maps[0][None])[0]
+            pixels = photo.small[None].to(self.device)
+            maps = self.refine(pixels, views.maps[0][None])[0]
             views = ViewAverage([maps], views.label_ids, views.num_labels, logits=False)
         wanted = self.probabilities is not None
         return views.labels(photo.size).cpu(), (

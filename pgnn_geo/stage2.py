@@ -1,29 +1,24 @@
 """Stage 2 from end to end: train DeepLab-v2 on label images, predict, measure; resumes."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 
-from pgnn_geo.config import DataConfig, SegmentConfig
+from pgnn_geo.config import DataConfig, SegmentConfig, ledger_of
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
+from pgnn_geo.evaluation import evaluate
 from pgnn_geo.files import write_json
 from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.masks import save_mask
-from pgnn_geo.pipeline import (
-    claim_folder,
-    console,
-    evaluate,
-    find_problems,
-    ledger_of,
-    progress,
-    raise_problems,
-    timed,
-)
 from pgnn_geo.precision import Precision, autocast
+from pgnn_geo.preflight import find_problems, raise_problems
+from pgnn_geo.run_folder import claim_folder, console, progress, timed
 from pgnn_geo.segmenter import Segmenter
 from pgnn_geo.training.mutual import MutualComplement
 from pgnn_geo.training.segmentation import SegmentationData, train_segmentation
@@ -53,26 +48,37 @@ def segment(config: SegmentConfig, out: Path) -> dict[str, Any]:
         InputError: If photos, labels or weights cannot be used (everything wrong with them at
             once), or if :obj:`out` holds a training of another configuration.
     """
+    done = (out / "metrics.json").is_file()
+    metrics = train_and_measure(config, out)
+    if done:
+        console.print(f"{out} is done; choose another --out to start anew.")
+    show_metrics(metrics)
+    if not done:
+        console.print(f"segmenter {out}/segmenter, figures {out}/metrics.json")
+    return metrics
+
+
+def train_and_measure(config: SegmentConfig, out: Path) -> dict[str, Any]:
+    """Do what :func:`segment` does, without showing the result."""
+    recorded = config
+    if config.labels != TRUTH:  # so that both folders can be moved together
+        recorded = replace(config, labels=os.path.relpath(config.labels, out))
     if (out / "config.json").is_file():
-        claim_folder(out, config)
+        claim_folder(out, recorded)
     if (out / "metrics.json").is_file():
         metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
-        console.print(f"{out} is done; choose another --out to start anew.")
-        show_metrics(metrics)
         return metrics
-    with timed("check"):
+    with timed("check labels"):
         dataset, ledger = labelled_photos(config)
         measured = config.measured
         raise_problems(dataset.check() + find_problems(measured, config.network))
-    claim_folder(out, config)  # not before: a mistake leaves nothing behind
-    with timed("train"):
+    claim_folder(out, recorded)  # not before: a mistake leaves nothing behind
+    with timed("train segmenter"):
         segmenter = _train(config, dataset, ledger, out)
-    metrics = _measure(config, segmenter, measured, out)
+    metrics = _measure(recorded, segmenter, measured, out)
     segmenter.metrics = metrics.get("segmenter")
     segmenter.save_pretrained(out / "segmenter")
     write_json(out / "metrics.json", metrics)
-    show_metrics(metrics)
-    console.print(f"segmenter {out}/segmenter, figures {out}/metrics.json")
     return metrics
 
 
@@ -104,11 +110,16 @@ def labelled_photos(config: SegmentConfig) -> tuple[TaggedDataset, SupervisionLe
 def show_metrics(metrics: dict[str, Any]) -> None:
     """Print the scores, in per cent, and what they were made from."""
     if "segmenter" in metrics:
-        title = f"{metrics['split'] or 'photos'}, {metrics['images']} images"
-        console.print(score_table({_TITLE: metrics["segmenter"]}, title))
+        show_scores(metrics["segmenter"], metrics["split"])
     else:
         console.print("Nothing was measured: no photos with true masks were given.")
     console.print("supervision: " + "; ".join(metrics["supervision"]))
+
+
+def show_scores(scores: dict[str, Any], split: str | None) -> None:
+    """Print the scores of a segmenter on a split, or on the training photos, in per cent."""
+    title = f"segmentation, {split or 'photos'}, {scores['images']} images"
+    console.print(score_table({_TITLE: scores}, title))
 
 
 def _train(

@@ -10,9 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
+from pgnn_geo.checkpoint import load_attention_model
 from pgnn_geo.cli import main
 from pgnn_geo.datasets import Shapes
+from pgnn_geo.labels import (
+    MapConfig,
+    PixelAdaptiveRefinement,
+    attention_maps,
+    background_score,
+)
 from pgnn_geo.masks import load_mask
+from pgnn_geo.segmenter import Segmenter
+from pgnn_geo.training.segmentation import SegmentationModule
 
 TINY = [
     "--network.backbone=vgg_tiny",
@@ -24,6 +33,17 @@ TINY = [
     "--train.workers=0",
 ]
 MAPS = ["--maps.size=64", "--maps.partners=1"]
+STAGE2 = [
+    "--segment_network.backbone=vgg_tiny",
+    "--segment_network.weights=null",
+    "--segment_network.hidden_channels=32",
+    "--segment_train.freeze_stages=0",
+    "--segment_train.size=64",
+    "--segment_train.crop=64",
+    "--segment_train.epochs=2",
+    "--segment_train.workers=0",
+]
+RUN = [*TINY, *MAPS, *STAGE2]
 
 
 @pytest.fixture
@@ -37,7 +57,7 @@ def finished(shapes_root, tmp_path_factory):
     """A run by the installed command, as a process of its own."""
     out = tmp_path_factory.mktemp("run")
     command = [sys.executable, "-m", "pgnn_geo.cli", "run", f"--root={shapes_root}", f"--out={out}"]
-    result = subprocess.run([*command, *TINY, *MAPS], capture_output=True, text=True, timeout=200)
+    result = subprocess.run([*command, *RUN], capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
     return out, result.stdout
 
@@ -63,11 +83,31 @@ def test_run_leaves_masks_pictures_and_figures(finished, shapes_root):
     assert not (out / "stems").exists() and not list(out.glob("features-*"))
 
 
+def test_run_trains_a_segmenter_on_the_labels(finished):
+    out, printed = finished
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["pseudo_labels"] == metrics["pgnn"] and metrics["pgnn"]["images"] == 20
+    assert metrics["segmentation"]["images"] == 10 and metrics["segmentation_split"] == "val"
+    assert metrics["segmentation"].keys() == metrics["pgnn"].keys()
+    assert f"{100 * metrics['segmentation']['miou']:.1f}" in printed
+    assert printed.index("pseudo-labels, train") < printed.index("segmentation, val")
+    segmenter = Segmenter.from_pretrained(out / "segmentation" / "segmenter")
+    assert segmenter.metrics == metrics["segmentation"]
+    # Its ledger is that of the labels and of its own weights, of which there are none here.
+    assert segmenter.ledger.to_list() == ["tags: csv (voc train)"]
+    config = json.loads((out / "segmentation" / "config.json").read_text())
+    assert config["labels"] == "../pgnn/labels" and config["train"]["epochs"] == 2
+    assert json.loads((out / "config.json").read_text())["segment"]["train"] == config["train"]
+    record = json.loads((out / "pgnn" / "labels" / "labels.json").read_text())
+    assert record["classes"] == metrics["classes"]
+
+
 def test_a_finished_run_says_so_and_does_nothing(finished, shapes_root, capsys):
     out, _ = finished
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
-    main(["run", f"--root={shapes_root}", f"--out={out}", *TINY, *MAPS])
-    assert "is done" in capsys.readouterr().out
+    main(["run", f"--root={shapes_root}", f"--out={out}", *RUN])
+    printed = capsys.readouterr().out
+    assert "is done" in printed and "P-GNN IoU" in printed and "segmentation, val" in printed
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
 
 
@@ -78,16 +118,45 @@ def test_a_run_that_was_cut_off_is_completed_from_what_is_there(finished, shapes
     for lost in ("metrics.json", "pgnn/labels/labels.json", "pgnn/labels/train_00003.png"):
         (out / lost).unlink()
     model = (out / "pgnn" / "model.pt").stat().st_mtime_ns
-    main(["run", f"--root={shapes_root}", f"--out={out}", *TINY, *MAPS])
+    main(["run", f"--root={shapes_root}", f"--out={out}", *RUN])
     assert (out / "pgnn" / "model.pt").stat().st_mtime_ns == model
     first, second = (json.loads((f / "metrics.json").read_text()) for f in (done, out))
     assert first == second
 
 
+def test_a_run_that_was_cut_off_in_stage_2_is_completed(
+    finished, shapes_root, tmp_path, monkeypatch, capsys
+):
+    done, _ = finished
+    out = tmp_path / "again"
+    shutil.copytree(done, out, ignore=shutil.ignore_patterns("segmentation", "metrics.json"))
+    command = ["run", f"--root={shapes_root}", f"--out={out}", *RUN]
+    step = SegmentationModule.training_step
+
+    def dies(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            raise KeyError("killed")
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationModule, "training_step", dies)
+        with pytest.raises(KeyError, match="killed"):
+            main(command)
+    assert "epoch 1/2" in capsys.readouterr().out
+    assert not (out / "metrics.json").exists()
+    main(command)
+    printed = capsys.readouterr().out
+    assert "epoch 2/2" in printed and "epoch 1/2" not in printed
+    for name in ("metrics.json", "segmentation/metrics.json"):
+        assert (out / name).read_bytes() == (done / name).read_bytes()
+    name = "segmentation/segmenter/model.safetensors"
+    assert (out / name).read_bytes() == (done / name).read_bytes()
+
+
 def test_another_configuration_does_not_touch_a_run(finished, shapes_root, capsys):
     out, _ = finished
     with pytest.raises(SystemExit) as stop:
-        main(["run", f"--root={shapes_root}", f"--out={out}", *TINY, *MAPS, "--train.seed=7"])
+        main(["run", f"--root={shapes_root}", f"--out={out}", *RUN, "--train.seed=7"])
     assert stop.value.code == 2
     assert "train.seed: 0 there, 7 asked for" in capsys.readouterr().err
 
@@ -106,6 +175,50 @@ def test_label_and_evaluate_by_themselves(finished, shapes_root, tmp_path, capsy
     assert "made from something else (model" in capsys.readouterr().err
 
 
+def test_label_takes_the_defaults_of_the_model(finished, shapes_root, tmp_path):
+    out, _ = finished
+    command = ["label", f"--checkpoint={out / 'cam' / 'model.pt'}", f"--root={shapes_root}", *MAPS]
+    main([*command, f"--out={tmp_path / 'cam'}"])
+    for path in (out / "cam" / "labels").iterdir():
+        assert path.read_bytes() == (tmp_path / "cam" / path.name).read_bytes()
+    own = [f"--out={tmp_path / 'own'}", "--maps.propagate=within", "--labels.background=0.3"]
+    main([*command, *own])
+    record = json.loads((tmp_path / "own" / "labels.json").read_text())
+    maps, labels = record["maps"], record["labels"]
+    assert (maps["propagate"], maps["output_stride"], maps["size"]) == ("within", 8, 64)
+    assert labels["background"] == 0.3
+
+
+def test_label_refines(finished, shapes_root, tmp_path):
+    out, _ = finished
+    checkpoint, folder = out / "pgnn" / "model.pt", tmp_path / "labels"
+    options = ["--labels.refine=par", "--labels.refine_dilations=[1,3]", "--labels.background=0.4"]
+    command = ["label", f"--checkpoint={checkpoint}", f"--root={shapes_root}", f"--out={folder}"]
+    main([*command, *MAPS, *options, "--labels.refine_iterations=3"])
+    train = Shapes(shapes_root, "train", num_images=(20, 10), size=64)
+    maps = attention_maps(
+        load_attention_model(checkpoint).model, train, MapConfig(size=64, partners=1)
+    )
+    refine, changed = PixelAdaptiveRefinement(iterations=3, dilations=(1, 3)), 0
+    for item, attention in zip(train, maps, strict=True):
+        attention = torch.nn.functional.interpolate(attention[None], (64, 64), mode="bilinear")[0]
+        scores = torch.cat([background_score(attention, 0.4), attention])
+        pixels = item["image"].as_subclass(torch.Tensor).float() / 255
+        labels = torch.cat([torch.zeros(1), item["tags"].nonzero()[:, 0] + 1])
+        name = f"{item['image_id']}.png"
+        mask = load_mask(folder / name)
+        assert torch.equal(mask, labels[refine(pixels[None], scores[None])[0].argmax(0)].byte())
+        changed += int((mask != labels[scores.argmax(0)].byte()).sum())
+    assert changed > 0
+    assert json.loads((folder / "labels.json").read_text())["labels"] == {
+        "background": 0.4,
+        "power": None,
+        "refine": "par",
+        "refine_iterations": 3,
+        "refine_dilations": [1, 3],
+    }
+
+
 def test_train_the_baseline(shapes_root, tmp_path, capsys):
     main(["train", "--model=cam", f"--root={shapes_root}", f"--out={tmp_path / 'cam'}", *TINY])
     content = torch.load(tmp_path / "cam" / "model.pt", weights_only=True)
@@ -120,11 +233,41 @@ def test_a_folder_of_ones_own_photos(shapes_root, tmp_path, capsys):
     rows = (shapes_root / "image_labels.csv").read_text()
     (photos / "labels.csv").write_text(rows)
     out = tmp_path / "run"
-    main(["run", "--data=folder", f"--root={photos}", f"--out={out}", *TINY, *MAPS])
+    main(["run", "--data=folder", f"--root={photos}", f"--out={out}", *RUN])
     printed = capsys.readouterr().out
     assert "No true masks" in printed
     assert len(list((out / "pgnn" / "labels").glob("*.png"))) == 30
-    assert "cam" not in json.loads((out / "metrics.json").read_text())
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert not {"cam", "pgnn", "pseudo_labels", "segmentation"} & metrics.keys()
+    segmenter = Segmenter.from_pretrained(out / "segmentation" / "segmenter")
+    assert segmenter.classes == tuple(sorted(segmenter.classes))  # the order of a folder's classes
+
+
+def test_a_run_may_end_with_the_labels(shapes_root, tmp_path, capsys):
+    out = tmp_path / "run"
+    options = ["--train.completion_epochs=0", "--segment=off"]
+    main(["run", f"--root={shapes_root}", f"--out={out}", *TINY, *MAPS, *options])
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert "pgnn" in metrics and not {"pseudo_labels", "segmentation"} & metrics.keys()
+    assert not (out / "segmentation").exists()
+    assert "supervision: tags: csv" in capsys.readouterr().out
+
+
+def test_mistakes_of_stage_2_come_before_stage_1(voc, tmp_path, capsys, monkeypatch):
+    (voc / "JPEGImages" / "val_00003.jpg").unlink()
+    monkeypatch.setattr("pgnn_geo.labels.refine.find_spec", lambda name: None)
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as stop:
+        main(["run", f"--root={voc}", f"--out={out}", *RUN, "--labels.refine=crf"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "2 problem(s)" in error and "val_00003.jpg" in error and "pgnn-geo[crf]" in error
+    (voc / "ImageSets" / "Segmentation" / "val.txt").unlink()
+    with pytest.raises(SystemExit):
+        main(["run", f"--root={voc}", f"--out={tmp_path / 'other'}", *RUN])
+    error = capsys.readouterr().err
+    assert "split 'val'" in error and "eval_split" in error
+    assert not (out / "cam").exists()
 
 
 def damage_truncated(root):
@@ -174,7 +317,7 @@ def test_bad_data_is_one_clear_error_before_any_work(voc, tmp_path, capsys, name
     words = globals()[name](voc)
     out = tmp_path / "out"
     with pytest.raises(SystemExit) as stop:
-        main(["run", f"--root={voc}", f"--out={out}", *TINY])
+        main(["run", f"--root={voc}", f"--out={out}", *RUN])
     error = capsys.readouterr().err
     assert stop.value.code == 2
     assert words in error and "Traceback" not in error
@@ -199,7 +342,7 @@ def test_doctor_lists_everything_at_once(voc, tmp_path, monkeypatch, capsys):
 
 def test_unknown_class(voc, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["run", f"--root={voc}", "--classes=fish,shark", f"--out={tmp_path / 'x'}", *TINY])
+        main(["run", f"--root={voc}", "--classes=fish,shark", f"--out={tmp_path / 'x'}", *RUN])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert "shark" in error and "beetle" in error
@@ -208,7 +351,7 @@ def test_unknown_class(voc, tmp_path, capsys):
 def test_output_that_cannot_be_written(voc, tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(SystemExit) as stop:
-        main(["run", f"--root={voc}", f"--out={tmp_path / 'file' / 'run'}", *TINY])
+        main(["run", f"--root={voc}", f"--out={tmp_path / 'file' / 'run'}", *RUN])
     assert stop.value.code == 2
     assert "cannot be written" in capsys.readouterr().err
 
@@ -224,4 +367,5 @@ def test_a_foreign_checkpoint_is_refused(voc, tmp_path, capsys):
 @pytest.mark.slow
 def test_demo(tmp_path, capsys):
     main(["demo", f"--out={tmp_path}", "--epochs=1"])
-    assert "P-GNN IoU" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "P-GNN IoU" in printed and "DeepLab-v2 IoU" in printed

@@ -79,7 +79,9 @@ def test_command_lines_parse(line: str) -> None:
     parser.parse_args(shlex.split(line, comments=True)[1:])
 
 
-@pytest.mark.parametrize("package", ["graph", "nn", "datasets", "losses", "labels", "viz"])
+@pytest.mark.parametrize(
+    "package", ["graph", "nn", "datasets", "losses", "labels", "detect", "viz"]
+)
 def test_public_names_are_documented(package: str) -> None:
     names = importlib.import_module(f"pgnn_geo.{package}").__all__
     text = (ROOT / "docs" / "api" / f"{package}.md").read_text()

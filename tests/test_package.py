@@ -12,18 +12,21 @@ import pgnn_geo
 PACKAGE = Path(pgnn_geo.__file__).parent
 EXTRAS = (
     *("lightning", "jsonargparse", "rich", "matplotlib", "tensorboard", "torchmetrics"),
-    *("safetensors", "huggingface_hub"),
+    *("safetensors", "huggingface_hub", "cv2"),
 )
+#: The modules around the package's folders, in which a whole job is put together.
+APPLICATION = ("config", "run_folder", "preflight", "evaluation", "stage2", "pipeline", "cli")
+APPLICATION += ("detection", "cli_detect")
 #: What no module of a folder may import: dependencies point one way.
 FORBIDDEN = {
     **dict.fromkeys(
-        ("datasets", "graph", "nn", "losses", "labels"),
-        ("training", "pipeline", "config", "cli", "viz"),
+        ("datasets", "graph", "nn", "losses", "labels", "detect"),
+        ("training", "viz", *APPLICATION),
     ),
     "graph ": ("nn", "labels", "datasets"),
     "datasets ": ("nn", "graph", "labels", "losses"),
     "losses ": ("labels", "datasets", "graph"),
-    "training": ("cli", "pipeline", "config", "viz"),
+    "training": ("viz", *APPLICATION),
 }
 
 
@@ -65,7 +68,7 @@ def test_the_core_needs_no_extra():
     block = "; ".join(f"sys.modules[{name!r}] = None" for name in (*EXTRAS, "pycocotools"))
     code = (
         f"import sys; {block}; import pgnn_geo, pgnn_geo.datasets, pgnn_geo.metrics, "
-        "pgnn_geo.checkpoint, pgnn_geo.viz, pgnn_geo.predict; "
+        "pgnn_geo.checkpoint, pgnn_geo.viz, pgnn_geo.predict, pgnn_geo.detect; "
         "pgnn_geo.PGNN('vgg_tiny', weights=None)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

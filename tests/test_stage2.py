@@ -1,6 +1,7 @@
 """`pgnn-geo segment` as its user meets it, on a small set in VOC layout."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -100,10 +101,14 @@ def test_labels_of_every_epoch_lie_beside_the_segmenter(finished, shapes_root):
             assert set(load_mask(folder / f"{image_id}.png").unique().tolist()) <= allowed
 
 
-def test_a_finished_training_says_so_and_does_nothing(finished, capsys):
+def test_a_finished_training_says_so_and_does_nothing(finished, monkeypatch, capsys):
     out, arguments, _ = finished
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     main(["segment", *arguments])
+    assert "is done" in capsys.readouterr().out
+    monkeypatch.chdir(out.parent)  # the same folders by other names
+    labels = os.path.relpath(arguments[0].removeprefix("--labels="))
+    main(["segment", *arguments, f"--labels={labels}", "--out=out"])
     assert "is done" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit):
@@ -183,7 +188,8 @@ def test_labels_without_a_record_are_of_unknown_origin(shapes_root, damaged, tmp
 
     (damaged / "labels.json").unlink()
     data = DataConfig("voc", str(shapes_root))
-    config = SegmentConfig(data, str(damaged), network=SegmentationNetworkConfig("vgg_tiny", None))
+    network = SegmentationNetworkConfig("vgg_tiny", None)
+    config = SegmentConfig(data=data, labels=str(damaged), network=network)
     dataset, ledger = labelled_photos(config)
     assert ledger.to_list() == ["masks: label images of unknown origin (damaged)"]
     assert len(dataset) == 20

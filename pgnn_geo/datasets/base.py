@@ -99,6 +99,21 @@ class TaggedDataset(Dataset[Item]):
         """The mask's file, :obj:`None` if masks were not asked for."""
         return None if self._masks is None else self._masks[index]
 
+    def photo_size(self, index: int) -> tuple[int, int]:
+        """Height and width of a photo, from its header: nothing is decoded.
+
+        Raises:
+            InputError: If the file is missing or its header cannot be read.
+        """
+        path = self._images[index]
+        try:
+            with Image.open(path, formats=("JPEG", "PNG")) as image:
+                return _size_of(image, self._upright)
+        except FileNotFoundError as error:
+            raise InputError(f"photo '{path}' does not exist") from error
+        except _PHOTO_ERRORS as error:
+            raise InputError(f"photo '{path}' cannot be read: {error}") from error
+
     def __getitem__(self, index: int) -> Item:
         image = tv_tensors.Image(load_photo(self._images[index], self._upright))
         height, width = image.shape[-2:]
@@ -196,9 +211,7 @@ class TaggedDataset(Dataset[Item]):
             problems.append(f"image {self.image_ids[index]} has no tags")
         try:
             with Image.open(path, formats=("JPEG", "PNG")) as image:
-                size = image.height, image.width
-                if self._upright and image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8):
-                    size = size[::-1]
+                size = _size_of(image, self._upright)
                 if decode:
                     # An eighth of the size: all of the file is still read, so that a missing
                     # end shows, but most of the arithmetic is left out.
@@ -238,6 +251,12 @@ def load_photo(path: str | os.PathLike[str], upright: bool = True) -> Tensor:
         raise InputError(f"photo '{path}' does not exist") from error
     except _PHOTO_ERRORS as error:
         raise InputError(f"photo '{path}' cannot be decoded: {error}") from error
+
+
+def _size_of(image: Image.Image, upright: bool) -> tuple[int, int]:
+    """Height and width of an opened photo, as it is turned."""
+    turned = upright and image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _label_table(mask_labels: Sequence[int], num_labels: int) -> NDArray[np.int16]:

@@ -4,8 +4,8 @@ from pgnn_geo.labels.attention_store import AttentionStore
 from pgnn_geo.labels.export import read_coco, write_coco, write_voc_submission
 from pgnn_geo.labels.inference import MapConfig, attention_maps
 from pgnn_geo.labels.mutual import mutual_complement
-from pgnn_geo.labels.refine import DenseCRF, PixelAdaptiveRefinement
-from pgnn_geo.labels.seeds import background_score, seed_labels
+from pgnn_geo.labels.refine import DenseCRF, PixelAdaptiveRefinement, build_refinement
+from pgnn_geo.labels.seeds import background_score, refined_labels, seed_labels
 
 __all__ = [
     "AttentionStore",
@@ -14,8 +14,10 @@ __all__ = [
     "PixelAdaptiveRefinement",
     "attention_maps",
     "background_score",
+    "build_refinement",
     "mutual_complement",
     "read_coco",
+    "refined_labels",
     "seed_labels",
     "write_coco",
     "write_voc_submission",

@@ -15,6 +15,7 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.labels.feature_bank import FeatureBank
 from pgnn_geo.labels.features import Progress, View, no_progress, stem_bank, stem_batches
 from pgnn_geo.labels.propagation import PropagationName, TaggedMaps, propagate
+from pgnn_geo.labels.whitening import WhitenedFeatures
 from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.backbones import Backbone, build_backbone
 from pgnn_geo.nn.decoder import ActivationName
@@ -42,6 +43,9 @@ class MapConfig:
         propagation_features (str): What positions are compared by, the outputs of the last two
             stages: of the :obj:`"pretrained"` backbone that training started from, of the
             :obj:`"trained"` one, or :obj:`"auto"`: the former where there is one.
+        propagation_whitening (float, optional): Ridge of the whitening of these features, see
+            :class:`~pgnn_geo.labels.whitening.WhitenedFeatures`; none by default. It helps features
+            of random weights trained on few photos, and harms those of ImageNet.
         output_stride (int): Stride of the feature map.
         seed (int): Seed of the choice of partners.
         precision (str): Of the network: :obj:`"auto"` or one of Lightning's names.
@@ -58,6 +62,7 @@ class MapConfig:
     propagation_partners: int = 0
     propagation_power: float = 2.0
     propagation_features: Literal["auto", "pretrained", "trained"] = "auto"
+    propagation_whitening: float | None = None
     output_stride: int = 16
     seed: int = 0
     precision: Precision = "auto"
@@ -140,9 +145,11 @@ def attention_maps(
                 else:
                     with autocast(config.precision, device):
                         scores = _graph_scores(model, evidence, total, config)
+                features = bank.channels(width)
+                ridge = config.propagation_whitening if reference is not None else None
                 maps = propagate(
                     config.propagate,
-                    bank.channels(width),
+                    features if ridge is None else WhitenedFeatures(features, ridge, device),
                     total.activated(scores, config.activation or model.activation),
                     config.propagation_partners,
                     config.propagation_power,

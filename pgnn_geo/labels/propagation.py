@@ -10,6 +10,7 @@ from torch_geometric.utils import scatter
 
 from pgnn_geo.datasets import partner_groups
 from pgnn_geo.labels.feature_bank import FeatureBank
+from pgnn_geo.labels.whitening import WhitenedFeatures
 from pgnn_geo.nn import ClassPrototypes, CongenericPropagation
 from pgnn_geo.nn.decoder import ActivationName
 
@@ -64,7 +65,7 @@ class TaggedMaps:
 
 def propagate(
     kind: PropagationName,
-    features: FeatureBank,
+    features: FeatureBank | WhitenedFeatures,
     start: TaggedMaps,
     partners: int = 10,
     power: float = 1.0,
@@ -78,7 +79,7 @@ def propagate(
             :obj:`"group"`: among those of the photo and of :obj:`partners` others of the class;
             :obj:`"prototypes"`: from all photos of the data set at once, the linear form;
             :obj:`"both"`: prototypes, then the group form on their maps.
-        features (FeatureBank): Features :obj:`[M, C, h, w]` of all photos.
+        features (FeatureBank or WhitenedFeatures): Features :obj:`[M, C, h, w]` of all photos.
         start (TaggedMaps): The maps to complete.
         partners (int): Other photos in the group form; with 0 it is :obj:`"within"`.
             (default: :obj:`10`)
@@ -98,12 +99,12 @@ def propagate(
     return start
 
 
-def _batches(features: FeatureBank, size: int = 16) -> list[Tensor]:
+def _batches(features: FeatureBank | WhitenedFeatures, size: int = 16) -> list[Tensor]:
     return list(torch.arange(len(features)).split(size))
 
 
 def _mean_feature(
-    features: FeatureBank, start: TaggedMaps, device: torch.device | str
+    features: FeatureBank | WhitenedFeatures, start: TaggedMaps, device: torch.device | str
 ) -> ClassPrototypes:
     prototypes = ClassPrototypes(start.tags.size(1), features.shape[1]).to(device)
     for photos in _batches(features):
@@ -113,7 +114,7 @@ def _mean_feature(
 
 def _from_prototypes(
     prototypes: ClassPrototypes,
-    features: FeatureBank,
+    features: FeatureBank | WhitenedFeatures,
     start: TaggedMaps,
     device: torch.device | str,
 ) -> TaggedMaps:
@@ -134,7 +135,7 @@ def _from_prototypes(
 
 def _from_partners(
     mean: Tensor,
-    features: FeatureBank,
+    features: FeatureBank | WhitenedFeatures,
     start: TaggedMaps,
     partners: int,
     power: float,

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from importlib.util import find_spec
 from itertools import product
 from multiprocessing import get_context
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
+
+RefinementName = Literal["none", "par", "crf"]
+
+#: Default distances of the neighbours in :class:`PixelAdaptiveRefinement`.
+DILATIONS = (1, 2, 4, 8, 12, 24)
 
 
 class PixelAdaptiveRefinement(nn.Module):
@@ -42,15 +48,16 @@ class PixelAdaptiveRefinement(nn.Module):
         position_weight (float): :math:`\lambda`. (default: :obj:`0.01`)
 
     Shapes:
-        - **input:** images :math:`(B, 3, H, W)` in :math:`[0, 1]`, maps :math:`(B, K, h, w)`,
-          background among them; only the classes of these images need be there
+        - **input:** images :math:`(B, 3, H, W)`, uint8 or in :math:`[0, 1]`, and maps
+          :math:`(B, K, h, w)`, background among them; only the classes of these images need be
+          there
         - **output:** maps :math:`(B, K, H, W)`
     """
 
     def __init__(
         self,
         iterations: int = 10,
-        dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
+        dilations: Sequence[int] = DILATIONS,
         colour_scale: float = 0.3,
         position_weight: float = 0.01,
     ) -> None:
@@ -84,10 +91,18 @@ class PixelAdaptiveRefinement(nn.Module):
         refined = resize_maps(maps.to(dtype), images.shape[-2:])
         if images.device.type == "cpu":  # one image at a time stays closer to the caches
             for image, image_maps in zip(images.split(1), refined.split(1), strict=True):
-                self._iterate(self.affinity(image.to(dtype)), image_maps)
+                self._iterate(self.affinity(_pixels(image, dtype)), image_maps)
         else:
-            self._iterate(self.affinity(images.to(dtype)), refined)
+            self._iterate(self.affinity(_pixels(images, dtype)), refined)
         return refined.to(maps.dtype)
+
+    def stream(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+        """Refine pairs of an image :math:`(3, H, W)` and maps :math:`(K, h, w)`, in order.
+
+        Sizes may differ from pair to pair.
+        """
+        for image, maps in pairs:
+            yield self(image[None], maps[None])[0]
 
     def affinity(self, images: Tensor) -> list[Tensor]:
         """Weight of each neighbour at every pixel: :math:`8D` tensors :math:`(B, 1, H, W)`."""
@@ -244,11 +259,48 @@ class DenseCRF:
         )
 
 
+#: What fits maps to the edges of photos: called with a batch of one size, or as a stream.
+Refinement = PixelAdaptiveRefinement | DenseCRF
+
+
+def build_refinement(
+    name: RefinementName,
+    iterations: int = 10,
+    dilations: Sequence[int] = DILATIONS,
+    workers: int = 0,
+) -> Refinement | None:
+    """Return the refinement of a name; :obj:`None` for :obj:`"none"`.
+
+    Args:
+        name (str): :obj:`"none"`, :obj:`"par"` (:class:`PixelAdaptiveRefinement`) or :obj:`"crf"`
+            (:class:`DenseCRF`).
+        iterations (int): Iterations of either. (default: :obj:`10`)
+        dilations (sequence of int): Distances of the neighbours in the first.
+            (default: :obj:`(1, 2, 4, 8, 12, 24)`)
+        workers (int): Processes of the second. (default: :obj:`0`)
+
+    Raises:
+        InputError: If there is no such refinement, an argument is out of range, or the package
+            that it needs is not installed.
+    """
+    if name not in get_args(RefinementName):
+        raise InputError(f"'refine' must be one of {get_args(RefinementName)}, got {name!r}.")
+    if name == "par":
+        return PixelAdaptiveRefinement(iterations, dilations)
+    return DenseCRF(iterations, workers=workers) if name == "crf" else None
+
+
 def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Resize maps :math:`(B, K, h, w)` bilinearly to :obj:`size`; always a new tensor."""
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps.clone(memory_format=torch.contiguous_format)
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False).contiguous()
+
+
+def _pixels(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return images as floats in [0, 1]."""
+    pixels = images.to(dtype)
+    return pixels.div_(255) if images.dtype == torch.uint8 else pixels
 
 
 def _result(future: "Future[NDArray[np.float32]]", like: Tensor) -> Tensor:

@@ -1,10 +1,14 @@
 r"""Seeds: label images out of attention maps and a background score."""
 
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
+from pgnn_geo.labels.refine import Refinement
 
 
 def background_score(
@@ -55,10 +59,60 @@ def seed_labels(
     Returns:
         Label image :obj:`[H, W]`, uint8, 0 for background.
     """
+    return _arg_max(_scores(attention, size, background, power), classes)
+
+
+def refined_labels(
+    photos: Iterable[tuple[Tensor, Tensor, Tensor]],
+    refinement: Refinement | None = None,
+    background: float | None = 0.2,
+    power: float | None = None,
+) -> Iterator[Tensor]:
+    r"""Yield the label image of each photo, from scores that are fitted to the edges in it.
+
+    .. math::
+        C = \arg\max \, \mathcal{R}_I \bigl( b, \, U A_1, \dots, U A_k \bigr)
+
+    with :math:`U` the bilinear upsampling to the photo :math:`I`, :math:`b` the background score of
+    the upsampled maps, and :math:`\mathcal{R}_I` the refinement: the background is refined as one
+    more class. Without one this is :func:`seed_labels` of each photo.
+
+    Args:
+        photos (iterable): Photo :obj:`[3, H, W]`, uint8 or in :math:`[0, 1]`, attention maps
+            :obj:`[k, h, w]` of the :obj:`k` classes that it has, and their labels :obj:`[k]`. A few
+            are read ahead where the refinement has a pool of processes.
+        refinement (PixelAdaptiveRefinement or DenseCRF, optional): See
+            :func:`~pgnn_geo.labels.build_refinement`. (default: :obj:`None`)
+        background, power (float, optional): See :func:`background_score`.
+
+    Returns:
+        Label images :obj:`[H, W]`, uint8, in the order of the photos.
+    """
+    waiting: deque[Tensor] = deque()  # classes of the photos that the refinement has read
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        for image, attention, classes in photos:
+            waiting.append(classes)
+            yield image, _scores(attention, image.shape[1:], background, power)
+
+    refined = (maps for _, maps in pairs()) if refinement is None else refinement.stream(pairs())
+    for scores in refined:
+        yield _arg_max(scores, waiting.popleft())
+
+
+def _scores(
+    attention: Tensor, size: Sequence[int] | None, background: float | None, power: float | None
+) -> Tensor:
+    """Return the scores of background and classes [K + 1, H, W]."""
     if size is not None:
-        attention = F.interpolate(attention[None], size, mode="bilinear", align_corners=False)[0]
+        attention = F.interpolate(
+            attention[None], tuple(size), mode="bilinear", align_corners=False
+        )[0]
+    return torch.cat([background_score(attention, background, power), attention])
+
+
+def _arg_max(scores: Tensor, classes: Tensor | None) -> Tensor:
     if classes is None:
-        classes = torch.arange(1, len(attention) + 1, device=attention.device)
+        classes = torch.arange(1, len(scores), device=scores.device)
     labels = torch.cat([classes.new_zeros(1), classes]).to(torch.uint8)
-    scores = torch.cat([background_score(attention, background, power), attention])
     return labels[scores.argmax(dim=0)]

@@ -59,6 +59,11 @@ def test_exif_orientation_is_honoured(photos: Path) -> None:
     with Image.open(photos / "one.jpg") as image:
         turned = image.convert("RGB").transpose(Image.Transpose.ROTATE_270)
     assert item["image"].shape == (3, 36, 24) and item["size"].tolist() == [36, 24]
+    assert [dataset.photo_size(i) for i in range(3)] == [(36, 24), (24, 36), (24, 36)]
+    (photos / "one.jpg").rename(photos / "gone.jpg")
+    with pytest.raises(InputError, match="does not exist"):
+        dataset.photo_size(0)
+    (photos / "gone.jpg").rename(photos / "one.jpg")
     assert item["image"][:, 5, 7].tolist() == list(turned.getpixel((7, 5)))
 
 

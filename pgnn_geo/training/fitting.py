@@ -1,0 +1,111 @@
+"""Fitting as trainings on boxes do it: resumable, one line per epoch, TensorBoard's log."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from rich.console import Console
+from torch import nn
+
+from pgnn_geo.precision import Precision, resolve_precision
+from pgnn_geo.training.callbacks import EpochLine, progress_bars
+
+
+class SeededEpochs(Callback):
+    """Draws the chance within each epoch, such as dropout, from the seed and the epoch.
+
+    Args:
+        seed (int): The seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Seed PyTorch."""
+        key = [self.seed % 2**64, trainer.current_epoch, trainer.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+def fit(
+    module: LightningModule,
+    data: LightningDataModule,
+    out: Path,
+    epochs: int,
+    seed: int,
+    precision: Precision = "auto",
+    name: str = "training",
+    console: Console | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    """Train a module; a run that was cut off goes on where it stopped, bit for bit.
+
+    Lightning's checkpoint of the last epoch and TensorBoard's log lie in :obj:`out`.
+
+    Args:
+        module (LightningModule): What is trained, in place.
+        data (LightningDataModule): Its loaders depend on the epoch and nothing before it.
+        out (Path): Folder for checkpoints and logs.
+        epochs (int): Number of epochs.
+        seed (int): Seed of the chance within epochs.
+        precision (str): :obj:`"auto"` or one of Lightning's names. (default: :obj:`"auto"`)
+        name (str): How progress lines call it. (default: :obj:`"training"`)
+        console (rich.console.Console, optional): Where progress lines go.
+        callbacks (sequence of Callback): Further callbacks. (default: :obj:`()`)
+    """
+    checkpoint = ModelCheckpoint(  # after each epoch, in place of the one before
+        dirpath=out / "checkpoints", filename="last", enable_version_counter=False
+    )
+    line = EpochLine(name, console or Console())
+    trainer = Trainer(
+        max_epochs=epochs,
+        precision=resolve_precision(precision),
+        default_root_dir=out,
+        logger=TensorBoardLogger(out, name="tensorboard", version=""),
+        # The checkpoint of an epoch must come after what the other callbacks did in it.
+        callbacks=[SeededEpochs(seed), *callbacks, line, *progress_bars(), checkpoint],
+        enable_progress_bar=bool(progress_bars()),
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the data module shards by itself
+        reload_dataloaders_every_n_epochs=1,  # each epoch has a draw of its own
+        deterministic="warn",
+        log_every_n_steps=1,
+    )
+    last = out / "checkpoints" / "last.ckpt"
+    ckpt_path = last if last.is_file() else None
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+
+
+def adamw(
+    module: LightningModule,
+    network: nn.Module,
+    backbone: nn.Module,
+    lr: float,
+    head_lr: float,
+    weight_decay: float,
+) -> OptimizerLRScheduler:
+    """AdamW with one rate for the backbone and one for the rest, and a polynomial decay per step.
+
+    Args:
+        module (LightningModule): Knows the number of steps.
+        network (torch.nn.Module): All that may be trained.
+        backbone (torch.nn.Module): Its backbone; frozen parameters are left out.
+        lr (float): Initial rate of the backbone.
+        head_lr (float): Initial rate of the rest.
+        weight_decay (float): Decoupled weight decay.
+    """
+    trained = [p for p in backbone.parameters() if p.requires_grad]
+    inside = {id(p) for p in backbone.parameters()}
+    groups = [{"params": [p for p in network.parameters() if id(p) not in inside], "lr": head_lr}]
+    if trained:
+        groups.append({"params": trained, "lr": lr})
+    optimizer = torch.optim.AdamW(groups, weight_decay=weight_decay)
+    scheduler = torch.optim.lr_scheduler.PolynomialLR(
+        optimizer, total_iters=int(module.trainer.estimated_stepping_batches), power=0.9
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
