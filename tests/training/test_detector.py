@@ -3,8 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 from lightning.pytorch import Callback
+from PIL import Image
 
-from pgnn_geo.datasets import Shapes
+from pgnn_geo.datasets import Shapes, TaggedDataset
 from pgnn_geo.detect.adjuster import BoxAdjuster
 from pgnn_geo.detect.inference import DetectionConfig, DetectorBoxes, detect_boxes
 from pgnn_geo.detect.oicr import oicr_centres, oicr_labels
@@ -156,6 +157,44 @@ def test_boxes_lie_in_the_view_where_they_lie_in_the_photo(views, shapes):
         whole = {tuple(box) for box in (views.boxes[index] / 2).tolist()}
         assert {tuple(box) for box in boxes.tolist()} <= whole
     assert seen == {True, False}
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """One photo of 96 x 48 pixels, black but for a white box at x 48..72, y 12..24."""
+    image = torch.zeros(3, 48, 96, dtype=torch.uint8)
+    image[:, 12:24, 48:72] = 255
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "wide.png")
+    tags = torch.tensor([[1.0, 0.0, 0.0, 0.0, 0.0]])
+    return TaggedDataset(["wide"], [tmp_path / "wide.png"], list("abcde"), tags)
+
+
+def test_a_box_shows_the_same_in_a_photo_that_is_no_square(wide, tmp_path):
+    box = [torch.tensor([[48.0, 12.0, 72.0, 24.0]])]
+    backbone = tiny(freeze_stages=0).backbone
+    views = box_view_dataset(backbone, wide, box, tmp_path / "stems", (32,), precision="32-true")
+    seen = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        item = views[0, 32]
+        lit = (item["stem"].mean(0) > 0.3).nonzero()
+        (y1, x1), (y2, x2) = lit.amin(0).tolist(), (lit.amax(0) + 1).tolist()
+        assert item["boxes"].tolist() == [[x1, y1, x2, y2]]
+        seen.add((x1, y1, x2, y2))
+    assert seen == {(16, 8, 24, 16), (8, 8, 16, 16)}
+
+
+def test_detections_in_a_photo_that_is_no_square(wide):
+    network = tiny(freeze_stages=0).eval()
+    proposals = torch.tensor([[48.0, 12.0, 72.0, 24.0], [0.0, 0.0, 96.0, 48.0], [0.0, 6, 30, 48]])
+    config = DetectionConfig((64,), flip=False, nms=1.0, min_score=0.0, precision="32-true")
+    ((_, found),) = detect_boxes(network, wide, [proposals], config)
+    (image,) = photo_batches(wide, View(64), workers=0)
+    squashed = proposals * torch.tensor([64 / 96, 64 / 48, 64 / 96, 64 / 48])
+    (expected,) = network.detect(image, [squashed], wide.tags, nms=1.0, min_score=0.0)
+    torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=0)
+    back = expected.boxes / torch.tensor([64 / 96, 64 / 48, 64 / 96, 64 / 48])
+    torch.testing.assert_close(found.boxes, back, atol=1e-3, rtol=0)
 
 
 def test_what_is_drawn_depends_on_seed_and_epoch_alone(views):
