@@ -40,7 +40,10 @@ class FeatureBank:
     def __getitem__(self, indices: Tensor | list[int] | int) -> Tensor:
         """Return float32 features :obj:`[n, C, h, w]` (or :obj:`[C, h, w]` for one index)."""
         rows = indices.tolist() if isinstance(indices, Tensor) else indices
-        return torch.from_numpy(np.asarray(self._array[rows], dtype=np.float32))
+        if isinstance(rows, int):
+            return self[[rows]][0]
+        # A copy already, as rows are a list. PyTorch converts on all cores, NumPy on one.
+        return torch.from_numpy(np.asarray(self._array[rows])).float()
 
     def channels(self, start: int, stop: int | None = None) -> "FeatureBank":
         """Return the bank of some of the channels; nothing is copied."""

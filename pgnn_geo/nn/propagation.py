@@ -15,13 +15,14 @@ from pgnn_geo.errors import InputError
 KERNELS = ("cosine", "linear")
 
 
-def centered_unit(features: Tensor, mean: Tensor | None, dim: int = -1) -> Tensor:
-    r"""Center features on the data set's mean and scale each to unit length.
+def centered(features: Tensor, mean: Tensor | None, dim: int = -1) -> tuple[Tensor, Tensor]:
+    r"""Center features on the data set's mean; return them and their lengths.
 
     .. math::
-        \mathbf{u} = (\mathbf{f} - \boldsymbol{\mu}) / \lVert \mathbf{f} - \boldsymbol{\mu} \rVert
+        \mathbf{f} - \boldsymbol{\mu}, \qquad \lVert \mathbf{f} - \boldsymbol{\mu} \rVert
 
-    Half-precision features are raised to float32; a zero vector stays zero, with a zero gradient.
+    Half-precision features are raised to float32. The length of a zero vector is infinite, so that
+    it stays zero when it is divided, with a zero gradient.
 
     Args:
         features (torch.Tensor): The features, channels along :obj:`dim`.
@@ -43,7 +44,19 @@ def centered_unit(features: Tensor, mean: Tensor | None, dim: int = -1) -> Tenso
         x = x - mean.to(x).view(shape)
     norm = x.norm(dim=dim, keepdim=True)
     # Division by infinity: unlike a clamp, it has no gradient of 1 / eps at a zero vector.
-    return x / norm.masked_fill(norm <= 1e-12, float("inf"))
+    return x, norm.masked_fill(norm <= 1e-12, float("inf"))
+
+
+def centered_unit(features: Tensor, mean: Tensor | None, dim: int = -1) -> Tensor:
+    r"""Center features on the data set's mean and scale each to unit length.
+
+    .. math::
+        \mathbf{u} = (\mathbf{f} - \boldsymbol{\mu}) / \lVert \mathbf{f} - \boldsymbol{\mu} \rVert
+
+    See :func:`centered`.
+    """
+    x, length = centered(features, mean, dim)
+    return x / length
 
 
 class CongenericPropagation(MessagePassing):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.nn.propagation import centered_unit
+from pgnn_geo.nn.propagation import centered
 
 
 class ClassPrototypes(nn.Module):
@@ -117,15 +117,16 @@ class ClassPrototypes(nn.Module):
                 f"scores: got values from {scores.amin():.3g} to {scores.amax():.3g}, want [0, 1]: "
                 "divide each map by its maximum"
             )
-        unit = centered_unit(features, self.mean, dim=1).flatten(2).double()  # [B, C, hw]
-        scores = scores.flatten(2).double() * tags[:, :, None].double()  # [B, K, hw]
+        x, length = centered(features.flatten(2), self.mean, dim=1)  # [B, C, hw], [B, 1, hw]
+        scores = (scores.flatten(2) * tags[:, :, None]).to(x)  # [B, K, hw]
         background = (1 - scores.amax(dim=1, keepdim=True)).square()  # [B, 1, hw]
         weights = torch.cat([scores * (scores > self.threshold), background], dim=1)
-        sums = torch.einsum("bkp,bcp->kc", weights, unit)
+        # Dividing the weights by the lengths spares a pass over the features.
+        sums = (weights / length @ x.mT).double().sum(dim=0)  # [K + 1, C]
         _check_finite("features", sums)
         self.class_sum += sums[:-1]
         self.background_sum += sums[-1]
-        self.position_count += unit.size(0) * unit.size(2)
+        self.position_count += length.numel()
 
     @torch.no_grad()
     def merge(self, other: "ClassPrototypes") -> None:
@@ -185,8 +186,9 @@ class ClassPrototypes(nn.Module):
         by their maximum. Differentiable in the features.
         """
         self._check("features", features, self.channels)
-        unit = centered_unit(features, self.mean, dim=1)
-        return torch.einsum("bchw,kc->bkhw", unit, self.prototypes().to(unit)).relu()
+        x, length = centered(features.flatten(2), self.mean, dim=1)
+        scores = self.prototypes().to(x) @ x / length  # [B, K, hw]
+        return scores.relu().unflatten(2, features.shape[2:])
 
     @staticmethod
     def _check(name: str, value: Tensor, channels: int) -> None:
