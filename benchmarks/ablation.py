@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     changes.add_argument("--size", type=int, help="side of the photos in pixels")
     changes.add_argument("--epochs", type=int, help="epochs on tags")
     changes.add_argument("--completion-epochs", type=int, help="epochs after those")
+    changes.add_argument("--lr", type=float, help="peak learning rate of the backbone")
     changes.add_argument("--workers", type=int, help="loader processes")
     return out
 
@@ -82,7 +83,7 @@ def base_config(args: argparse.Namespace, split: str) -> RunConfig:
         completion = replace(train.completion, size=args.size)
         train = replace(train, size=args.size, completion=completion)
         maps = replace(maps, size=args.size)
-    for name in ("epochs", "completion_epochs", "workers"):
+    for name in ("epochs", "completion_epochs", "lr", "workers"):
         if (value := getattr(args, name)) is not None:
             train = replace(train, **{name: value})
     return replace(config, network=network, train=train, maps=maps)

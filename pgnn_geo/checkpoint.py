@@ -1,10 +1,13 @@
 """Model files: weights, configuration, class names and supervision ledger in one safe file."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.files import atomic_write
@@ -26,13 +29,7 @@ def save_attention_model(
     path: str | os.PathLike[str], model: PGNN, classes: tuple[str, ...], ledger: SupervisionLedger
 ) -> None:
     """Write a model so that :func:`load_attention_model` needs nothing else, atomically."""
-    content = {
-        "config": model.config,
-        "classes": list(classes),
-        "ledger": ledger.to_dict(),
-        "state_dict": model.state_dict(),
-    }
-    write_model_file(path, _FORMAT, content)
+    write_model_file(path, _FORMAT, model, model.config, ledger, classes=list(classes))
 
 
 def load_attention_model(path: str | os.PathLike[str]) -> AttentionCheckpoint:
@@ -42,22 +39,46 @@ def load_attention_model(path: str | os.PathLike[str]) -> AttentionCheckpoint:
         InputError: If the file is missing, damaged, or not such a model.
     """
     content = read_model_file(path, _FORMAT, "an attention model")
-    try:
+    with fitting_content(path):
         model = PGNN(**{**content["config"], "weights": None})
         model.load_state_dict(content["state_dict"])
         model.backbone.frozen_norm = content["config"]["weights"] is not None
         model.config = dict(content["config"])
         ledger = SupervisionLedger.from_dict(content["ledger"])
         classes = tuple(content["classes"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path} does not fit this version of the package: {error}") from error
     return AttentionCheckpoint(model.eval(), classes, ledger)
 
 
-def write_model_file(path: str | os.PathLike[str], form: str, content: dict[str, Any]) -> None:
-    """Write tensors and plain values with the name of their format, atomically."""
+def write_model_file(
+    path: str | os.PathLike[str],
+    form: str,
+    model: nn.Module,
+    config: dict[str, Any],
+    ledger: SupervisionLedger,
+    **more: Any,
+) -> None:
+    """Write a model and what it was made from with the name of their format, atomically.
+
+    Args:
+        path (str or PathLike): The file.
+        form (str): The format.
+        model (torch.nn.Module): Its weights are written.
+        config (dict): What the model is built from, plain values.
+        ledger (SupervisionLedger): What it was trained from.
+        **more: Further plain values.
+    """
+    content = {"format": form, "config": config, "ledger": ledger.to_dict(), **more}
     with atomic_write(path) as handle:
-        torch.save({"format": form, **content}, handle)
+        torch.save({**content, "state_dict": model.state_dict()}, handle)
+
+
+@contextmanager
+def fitting_content(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what building a model from a file's content raises into one error about the file."""
+    try:
+        yield
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"{path} does not fit this version of the package: {error}") from error
 
 
 def read_model_file(path: str | os.PathLike[str], form: str, kind: str) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 import os
 from typing import NamedTuple
 
-from pgnn_geo.checkpoint import read_model_file, write_model_file
+from pgnn_geo.checkpoint import fitting_content, read_model_file, write_model_file
 from pgnn_geo.detect.adjuster import BoxAdjuster
 from pgnn_geo.detect.weak_detector import WeakDetector
-from pgnn_geo.errors import InputError
 from pgnn_geo.ledger import SupervisionLedger
 
 _DETECTOR, _ADJUSTER = "pgnn_geo weak detector 1", "pgnn_geo box adjuster 1"
@@ -34,13 +33,7 @@ def save_detector(
     ledger: SupervisionLedger,
 ) -> None:
     """Write a detector so that :func:`load_detector` needs nothing else, atomically."""
-    content = {
-        "config": model.config,
-        "classes": list(classes),
-        "ledger": ledger.to_dict(),
-        "state_dict": model.state_dict(),
-    }
-    write_model_file(path, _DETECTOR, content)
+    write_model_file(path, _DETECTOR, model, model.config, ledger, classes=list(classes))
 
 
 def load_detector(path: str | os.PathLike[str]) -> DetectorFile:
@@ -50,25 +43,18 @@ def load_detector(path: str | os.PathLike[str]) -> DetectorFile:
         InputError: If the file is missing, damaged, or not such a model.
     """
     content = read_model_file(path, _DETECTOR, "a detector")
-    try:
+    with fitting_content(path):
         model = WeakDetector.from_config(content["config"])
         model.load_state_dict(content["state_dict"])
         ledger = SupervisionLedger.from_dict(content["ledger"])
         return DetectorFile(model.eval(), tuple(content["classes"]), ledger)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path} does not fit this version of the package: {error}") from error
 
 
 def save_adjuster(
     path: str | os.PathLike[str], model: BoxAdjuster, ledger: SupervisionLedger
 ) -> None:
     """Write a box adjuster so that :func:`load_adjuster` needs nothing else, atomically."""
-    content = {
-        "config": model.config,
-        "ledger": ledger.to_dict(),
-        "state_dict": model.state_dict(),
-    }
-    write_model_file(path, _ADJUSTER, content)
+    write_model_file(path, _ADJUSTER, model, model.config, ledger)
 
 
 def load_adjuster(path: str | os.PathLike[str]) -> AdjusterFile:
@@ -78,9 +64,7 @@ def load_adjuster(path: str | os.PathLike[str]) -> AdjusterFile:
         InputError: If the file is missing, damaged, or not such a model.
     """
     content = read_model_file(path, _ADJUSTER, "a box adjuster")
-    try:
+    with fitting_content(path):
         model = BoxAdjuster.from_config(content["config"])
         model.load_state_dict(content["state_dict"])
         return AdjusterFile(model.eval(), SupervisionLedger.from_dict(content["ledger"]))
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(f"{path} does not fit this version of the package: {error}") from error

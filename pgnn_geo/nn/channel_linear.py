@@ -21,6 +21,9 @@ class ChannelLinear(Linear):
     then asks oneDNN rather than the BLAS it was built with, which took half the time forward and
     backward on an AMD processor with AVX-512.
 
+    Args:
+        in_channels, out_channels (int): See :class:`torch_geometric.nn.Linear`, as for the rest.
+
     Shapes:
         - **input:** features :math:`(N, C)` or :math:`(N, C, P)`
         - **output:** features :math:`(N, C^{\prime})` or :math:`(N, C^{\prime}, P)`
