@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels.refine import Refinement
+from pgnn_geo.labels.refine import PixelAdaptiveRefinement, Refinement
 
 
 def background_score(
@@ -75,7 +75,8 @@ def refined_labels(
 
     with :math:`U` the bilinear upsampling to the photo :math:`I`, :math:`b` the background score of
     the upsampled maps, and :math:`\mathcal{R}_I` the refinement: the background is refined as one
-    more class. Without one this is :func:`seed_labels` of each photo.
+    more class, but for a constant one that the averages of :class:`PixelAdaptiveRefinement` would
+    leave as it is. Without a refinement this is :func:`seed_labels` of each photo.
 
     Args:
         photos (iterable): Photo :obj:`[3, H, W]`, uint8 or in :math:`[0, 1]`, attention maps
@@ -88,16 +89,20 @@ def refined_labels(
     Returns:
         Label images :obj:`[H, W]`, uint8, in the order of the photos.
     """
-    waiting: deque[Tensor] = deque()  # classes of the photos that the refinement has read
+    # Classes of the photos that the refinement has read, and backgrounds that it was spared.
+    waiting: deque[tuple[Tensor, Tensor]] = deque()
+    constant = 1 if power is None and isinstance(refinement, PixelAdaptiveRefinement) else 0
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         for image, attention, classes in photos:
-            waiting.append(classes)
-            yield image, _scores(attention, image.shape[1:], background, power)
+            scores = _scores(attention, image.shape[1:], background, power)
+            waiting.append((classes, scores[:constant]))
+            yield image, scores[constant:]
 
     refined = (maps for _, maps in pairs()) if refinement is None else refinement.stream(pairs())
     for scores in refined:
-        yield _arg_max(scores, waiting.popleft())
+        classes, spared = waiting.popleft()
+        yield _arg_max(torch.cat([spared, scores]), classes)
 
 
 def _scores(
