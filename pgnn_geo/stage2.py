@@ -142,7 +142,7 @@ def _train(
             progress=progress,
         )
         callbacks.append(complement)
-    train_segmentation(network, data, out, config.train, callbacks, "segment", console)
+    train_segmentation(network, data, out, config.train, callbacks, "segment", console, progress)
     return Segmenter(network, dataset.classes, ledger, side=config.train.size)
 
 

@@ -128,13 +128,27 @@ class TaggedDataset(Dataset[Item]):
         if self.tags is not None:
             item["tags"] = self.tags[index]
         if self._masks is not None:
-            path = self._masks[index]
-            mask = load_mask(path).numpy()
-            if problem := self._mask_problem(mask, (height, width)):
-                raise InputError(f"mask '{path}' {problem}")
-            labels = self._table[mask].astype(np.uint8)
-            item["mask"] = tv_tensors.Mask(torch.from_numpy(labels))
+            item["mask"] = tv_tensors.Mask(self.read_mask(index, (height, width)))
         return item if self.transform is None else self.transform(item)
+
+    def read_mask(self, index: int, size: tuple[int, int] | None = None) -> Tensor:
+        """Read a mask :math:`(H, W)`, uint8: 0 for background, 1..K, 255; no transform is applied.
+
+        Args:
+            index (int): Of the photo.
+            size (tuple of int, optional): Height and width that it must have.
+
+        Raises:
+            InputError: If masks were not asked for, or it is missing, damaged, of another size or
+                holds labels of no class.
+        """
+        if self._masks is None:
+            raise InputError("This data set was opened without masks.")
+        path = self._masks[index]
+        mask = load_mask(path).numpy()
+        if problem := self._mask_problem(mask, size or mask.shape):
+            raise InputError(f"mask '{path}' {problem}")
+        return torch.from_numpy(self._table[mask].astype(np.uint8))
 
     def with_transform(self, transform: Transform | None) -> Self:
         """The same photos under another transform; nothing is copied."""
@@ -195,7 +209,7 @@ class TaggedDataset(Dataset[Item]):
                 f"{len(problems)} problem(s) in {self!r}:\n  " + "\n  ".join(problems[:20])
             )
 
-    def _mask_problem(self, mask: NDArray[np.uint8], size: tuple[int, int]) -> str | None:
+    def _mask_problem(self, mask: NDArray[np.uint8], size: tuple[int, ...]) -> str | None:
         if mask.shape != size:
             return f"is {mask.shape[1]} x {mask.shape[0]}, its photo {size[1]} x {size[0]}"
         wrong = self._table[mask] < 0

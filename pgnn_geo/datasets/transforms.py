@@ -77,6 +77,7 @@ class EvalTransform:
     Args:
         size (int, optional): Length of the long side of the result; the photo's own by default.
         multiple (int): Pad right and bottom to a multiple of this. (default: :obj:`1`)
+        flip (bool): Mirror every image, before it is padded. (default: :obj:`False`)
 
     Shapes:
         - **image:** :math:`(3, H, W)` uint8 to :math:`(3, H', W')` float in :math:`[0, 1]`
@@ -85,6 +86,7 @@ class EvalTransform:
 
     size: int | None = None
     multiple: int = 1
+    flip: bool = False
 
     def __post_init__(self) -> None:
         _check_positive(size=self.size, multiple=self.multiple)
@@ -94,11 +96,13 @@ class EvalTransform:
         height, width = item["image"].shape[-2:]
         ratio = 1.0 if self.size is None else self.size / max(height, width)
         h, w = (max(1, round(n * ratio)) for n in (height, width))
-        item = _show(item, (0, 0, width, height), (h, w), flip=False)
+        item = _show(item, (0, 0, width, height), (h, w), self.flip)
         bottom, right = -h % self.multiple, -w % self.multiple
         if bottom or right:
             item.update(_pad(item, (0, 0, right, bottom)))
-            item["crop"] *= torch.tensor([1, 1, (w + right) / w, (h + bottom) / h])
+            beyond = width * right / w  # of the photo; mirrored, it is left of the photo
+            x1, x2 = (-beyond, width) if self.flip else (0, width + beyond)
+            item["crop"] = torch.tensor([x1, 0, x2, height * (1 + bottom / h)])
         return item
 
 

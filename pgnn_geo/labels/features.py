@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from pgnn_geo.datasets import SquareTransform, TaggedDataset
+from pgnn_geo.datasets import EvalTransform, SquareTransform, TaggedDataset
 from pgnn_geo.labels.feature_bank import FeatureBank
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision, autocast, resolve_precision
@@ -26,25 +26,35 @@ def no_progress(iterable: Iterable[Any], title: str, total: int) -> Iterable[Any
 
 @dataclass(frozen=True)
 class View:
-    """One way of looking at every photo: squashed to a square, perhaps mirrored.
+    """One way of looking at every photo: as a square, perhaps mirrored.
 
     Args:
         size (int): Side of the square in pixels.
         flip (bool): Mirror it. (default: :obj:`False`)
+        pad (bool): Bring the photo's long side to :obj:`size` and pad right and bottom, instead of
+            squashing the photo to the square. (default: :obj:`False`)
     """
 
     size: int
     flip: bool = False
+    pad: bool = False
 
     def __str__(self) -> str:
-        return f"{self.size}{'-flip' if self.flip else ''}"
+        return f"{self.size}{'-pad' if self.pad else ''}{'-flip' if self.flip else ''}"
+
+    @property
+    def transform(self) -> SquareTransform | EvalTransform:
+        """What shows it."""
+        if self.pad:
+            return EvalTransform(self.size, multiple=self.size, flip=self.flip)
+        return SquareTransform(self.size, self.flip)
 
 
 def photo_batches(
     dataset: TaggedDataset, view: View, batch_size: int = 8, workers: int = 1
 ) -> Iterator[Tensor]:
     """Yield the photos of a data set in order, as :obj:`[b, 3, size, size]` in :math:`[0, 1]`."""
-    photos = dataset.with_transform(SquareTransform(view.size, flip=view.flip))
+    photos = dataset.with_transform(view.transform)
     loader = DataLoader(photos, batch_size=batch_size, num_workers=workers, collate_fn=_images)
     yield from loader
 

@@ -105,7 +105,10 @@ class MutualComplement(Callback):
         matrix = ConfusionMatrix(len(photos.classes), photos.classes)
         counts = torch.zeros(2, dtype=torch.long)  # pixels, and those that changed
         shard = range(trainer.global_rank, len(photos), trainer.world_size)
-        with autocast(config.precision, pl_module.device):  # its converted weights are kept
+        with (
+            autocast(config.precision, pl_module.device),  # its converted weights are kept
+            network.at_output_stride(network.config["output_stride"]),
+        ):
             for index in self.progress(shard, f"labels of epoch {epoch}", len(shard)):
                 item = photos[index]
                 before = item["mask"].as_subclass(Tensor)

@@ -117,10 +117,12 @@ def test_train_transform_follows_the_seed_and_jitters_colours_only() -> None:
 
 
 @settings(deadline=None, max_examples=25)
-@given(sizes, st.one_of(st.none(), st.integers(8, 120)), st.sampled_from([1, 8, 32]))
-def test_eval_transform_is_aligned(size: tuple[int, int], side: int | None, multiple: int) -> None:
+@given(sizes, st.one_of(st.none(), st.integers(8, 120)), st.sampled_from([1, 8, 32]), st.booleans())
+def test_eval_transform_is_aligned(
+    size: tuple[int, int], side: int | None, multiple: int, flip: bool
+) -> None:
     old = make_item(*size)
-    new = EvalTransform(side, multiple)(old)
+    new = EvalTransform(side, multiple, flip)(old)
     height, width = new["image"].shape[-2:]
     assert_contract(new, (height, width))
     assert height % multiple == width % multiple == 0
@@ -129,7 +131,8 @@ def test_eval_transform_is_aligned(size: tuple[int, int], side: int | None, mult
         assert max(height, width) == (side or max(size))
         assert new["crop"].tolist() == [0, 0, size[1], size[0]]
     if side is None:
-        assert torch.equal(new["mask"][: size[0], : size[1]], old["mask"])
+        mask = old["mask"].flip(-1) if flip else old["mask"]
+        assert torch.equal(new["mask"][: size[0], : size[1]], mask)
 
 
 @settings(deadline=None, max_examples=25)

@@ -125,3 +125,30 @@ def test_bad_arguments():
         small(head="largefov", dilations=(6, 12))
     with pytest.raises(InputError, match="at least 1"):
         small(dilations=(0, 6))
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "resnet101"])
+def test_at_another_stride_the_same_weights_see_as_much(backbone):
+    torch.manual_seed(0)
+    model = small(backbone, head="aspp").eval()
+    coarse = small(backbone, head="aspp", output_stride=16, dilations=(3, 6, 9, 12)).eval()
+    coarse.load_state_dict(model.state_dict())
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        fine = model(images)
+        with model.at_output_stride(16):
+            assert torch.equal(model(images), coarse(images))
+            with model.at_output_stride(8):
+                assert torch.equal(model(images), fine)
+            assert model.backbone.output_stride == 16
+        assert torch.equal(model(images), fine)
+        with model.at_output_stride(None):
+            assert torch.equal(model(images), fine)
+
+
+def test_a_stride_that_dilations_do_not_fit():
+    model = small(head="largefov", dilations=(3,))
+    with pytest.raises(InputError, match="no whole numbers at stride 16"):
+        with model.at_output_stride(16):
+            pass
+    assert model.backbone.output_stride == 8 and model.head.branches[0][0].dilation == (3, 3)

@@ -119,12 +119,12 @@ def test_several_scales_and_their_maximum():
     config = replace(CONFIG, loss_scales=(1.0, 0.75, 0.5))
     module = SegmentationModule(tiny().eval(), config)
     images = torch.rand(2, 3, 64, 64)
-    *scales, fused = module(images)
+    *scales, fused = module({"image": images})
     assert [z.shape[-1] for z in scales] == [8, 6, 4] and fused.shape == scales[0].shape
     assert torch.equal(scales[0], module.network(images))
     same = [torch.nn.functional.interpolate(z, (8, 8), mode="bilinear") for z in scales]
     assert torch.allclose(fused, torch.stack(same).amax(0), atol=1e-6)
-    assert len(SegmentationModule(tiny(), CONFIG)(images)) == 1
+    assert len(SegmentationModule(tiny(), CONFIG)({"image": images})) == 1
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -251,3 +251,41 @@ def test_what_cannot_be_trained(shapes, shapes_root, tmp_path):
     network = DeepLabV2("vgg_tiny", 4, weights=None, hidden_channels=8)
     with pytest.raises(InputError, match="4 classes, the data set 5"):
         train_segmentation(network, shapes, tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize("stride", [None, 16])
+def test_windows_of_stems_are_learnt_and_resumed(shapes, tmp_path, stride):
+    options = {"augment": "window", "scale": (1.0, 1.0), "freeze_stages": 1, "train_stride": stride}
+    config = replace(CONFIG, crop=48, **options)
+    whole, recorder = tiny(dilations=(4,)), Recorder()
+    train_segmentation(whole, shapes, tmp_path / "whole", config, [recorder])
+    assert recorder.masks[0][0].shape[1:] == (48, 48)
+    assert not (tmp_path / "whole" / "stems").exists()
+    assert whole.backbone.output_stride == 8 and whole.head.branches[0][0].dilation == (4, 4)
+    assert sum(recorder.losses[1]) < sum(recorder.losses[0])
+
+    class Kill(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 1:
+                assert module.network.backbone.output_stride == (stride or 8)
+                raise KeyError("killed")
+
+    with pytest.raises(KeyError, match="killed"):
+        train_segmentation(tiny(dilations=(4,)), shapes, tmp_path / "cut", config, [Kill()])
+    network = tiny(dilations=(4,))
+    train_segmentation(network, shapes, tmp_path / "cut", config)
+    for name, weight in network.state_dict().items():
+        assert torch.equal(weight, whole.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "scale must be"),
+        ({"scale": (1.0, 1.0), "loss_scales": (1.0, 0.5)}, "loss_scales must be"),
+        ({"scale": (1.0, 1.0)}, "freeze_stages"),
+    ],
+)
+def test_windows_of_stems_have_one_scale_and_frozen_stages(options, message):
+    with pytest.raises(InputError, match=message):
+        replace(CONFIG, augment="window", **options)
