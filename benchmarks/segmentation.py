@@ -1,8 +1,8 @@
 """What is a segmentation network worth that was trained on pseudo-labels, beside full supervision?
 
-    python benchmarks/segmentation.py --root VOCdevkit/VOC2012 --split train_aug \
-        --labels pgnn=runs/voc/pgnn/labels cam=runs/voc/cam/labels --mutual off tags \
-        --seeds 0 1 2 --out runs/segmentation
+    python benchmarks/segmentation.py --root VOCdevkit/VOC2012 --out runs/segmentation \
+        --labels.pgnn runs/voc/pgnn/labels --labels.cam runs/voc/cam/labels \
+        --mutual '["off", "tags"]' --seeds '[0, 1, 2]'
 
 Trains DeepLab-v2 once per seed on the true masks, and on each folder of labels with each rule of
 the mutual complement; measures all of them on --eval-split, and the labels on the photos that they
@@ -12,18 +12,19 @@ OUT/segmentation.md and .json are written anew after each.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from _common import machine
+from jsonargparse import auto_cli
 
 from pgnn_geo import stage2
+from pgnn_geo.cli_parser import Parser
 from pgnn_geo.config import (
     DataConfig,
     SegmentationNetworkConfig,
@@ -35,9 +36,14 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.evaluation import evaluate
 from pgnn_geo.files import atomic_write, write_json
 from pgnn_geo.run_folder import console
-from pgnn_geo.training.segmentation import RECIPES
+from pgnn_geo.training.segmentation import RecipeName
 
+MutualName = Literal["off", "literal", "tags"]
 MEASURES = ("miou", "precision", "recall")
+NONE: dict[str, str] = {}
+OFF: list[MutualName] = ["off"]
+SEEDS = [0, 1, 2]
+NETWORK, RECIPE = SegmentationNetworkConfig(), SegmentationTrainingConfigChanges()
 
 
 class Row(NamedTuple):
@@ -45,7 +51,7 @@ class Row(NamedTuple):
 
     name: str
     labels: str
-    mutual: str
+    mutual: MutualName
 
     @property
     def title(self) -> str:
@@ -55,65 +61,26 @@ class Row(NamedTuple):
         )
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the arguments."""
-    summary = (__doc__ or "").splitlines()[0]
-    out = argparse.ArgumentParser(
-        description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    out.add_argument("--root", required=True, help="the VOC2012 folder")
-    out.add_argument("--split", default="train_aug", help="photos to train on")
-    out.add_argument("--eval-split", default="val", help="photos to measure on")
-    out.add_argument("--classes", help="comma-separated names that restrict the task")
-    out.add_argument("--labels", nargs="+", default=[], metavar="NAME=FOLDER", help="label images")
-    out.add_argument("--no-truth", action="store_true", help="leave full supervision out")
-    rules = ["off", "literal", "tags"]
-    out.add_argument("--mutual", nargs="+", choices=rules, default=["off"], help="on the labels")
-    out.add_argument("--mutual-start", type=int, default=1, help="first epoch to rewrite after")
-    out.add_argument("--mutual-confidence", type=float, help="probability that rewrites a label")
-    out.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of training")
-    out.add_argument("--recipe", choices=list(RECIPES), default="short")
-    out.add_argument("--epochs", type=int, help="in place of the recipe's")
-    out.add_argument("--out", type=Path, required=True, help="folder of the results")
-    return out
+def rows_of(labels: dict[str, str], rules: Sequence[MutualName], truth: bool) -> list[Row]:
+    """Return what to train on, full supervision first."""
+    full = [Row("true masks", stage2.TRUTH, "off")] if truth else []
+    return full + [Row(name, folder, rule) for name, folder in labels.items() for rule in rules]
 
 
-def rows_of(args: argparse.Namespace) -> Iterator[Row]:
-    """Yield what to train on, full supervision first."""
-    if not args.no_truth:
-        yield Row("true masks", stage2.TRUTH, "off")
-    for entry in args.labels:
-        name, equals, folder = entry.partition("=")
-        if not equals:
-            raise InputError(f"--labels {entry}: want NAME=FOLDER")
-        for rule in args.mutual:
-            yield Row(name, folder, rule)
-
-
-def cell(args: argparse.Namespace, row: Row, seed: int) -> dict[str, Any]:
+def cell(base: Stage2Config, photos: DataConfig, row: Row, seed: int, out: Path) -> dict[str, Any]:
     """Train and measure one network, unless that is done; return its metrics."""
-    changes = SegmentationTrainingConfigChanges(epochs=args.epochs, seed=seed)
-    config = Stage2Config(
-        eval_split=args.eval_split,
-        network=SegmentationNetworkConfig(),
-        train=recipe_with(args.recipe, changes),
-        mutual=row.mutual,
-        mutual_start=args.mutual_start,
-        mutual_confidence=args.mutual_confidence,
-    )
+    config = replace(base, mutual=row.mutual, train=replace(base.train, seed=seed))
     if row.mutual == "off":  # what has no bearing must not tell folders apart
         config = replace(config, mutual_start=1, mutual_confidence=None)
-    photos = DataConfig("voc", args.root, args.split, args.classes)
-    name = f"{row.name}-{row.mutual}".replace(" ", "-")
-    return stage2.train_and_measure(config.on(photos, row.labels), args.out / f"{name}-seed{seed}")
+    folder = f"{row.name}-{row.mutual}-seed{seed}".replace(" ", "-")
+    return stage2.train_and_measure(config.on(photos, row.labels), out / folder)
 
 
-def label_scores(args: argparse.Namespace, row: Row) -> dict[str, Any] | None:
+def label_scores(photos: DataConfig, row: Row) -> dict[str, Any] | None:
     """Return the scores of the labels themselves on the photos that they are of."""
     if row.labels == stage2.TRUTH:
         return None
-    photos = DataConfig("voc", args.root, args.split, args.classes).build(with_masks=True)
-    scores = evaluate(Path(row.labels), photos).to_dict()
+    scores = evaluate(Path(row.labels), photos.build(with_masks=True)).to_dict()
     return {name: scores[name] for name in MEASURES}
 
 
@@ -166,38 +133,71 @@ def markdown(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_report(args: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+def write_report(out: Path, results: list[dict[str, Any]]) -> None:
     """Write the table and the figures of what there is."""
     command = f"python benchmarks/segmentation.py {shlex.join(sys.argv[1:])}"
-    write_json(
-        args.out / "segmentation.json",
-        {"command": command, "machine": machine("cpu"), "rows": results},
-    )
+    content = {"command": command, "machine": machine("cpu"), "rows": results}
+    write_json(out / "segmentation.json", content)
     text = f"```bash\n{command}\n```\n\n{markdown(results)}"
-    with atomic_write(args.out / "segmentation.md") as handle:
+    with atomic_write(out / "segmentation.md") as handle:
         handle.write(text.encode())
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train and measure what is not there yet; all rows at the first seed, then the others."""
-    args.out.mkdir(parents=True, exist_ok=True)
-    rows = list(rows_of(args))
-    labels = {row: label_scores(args, row) for row in rows}
+def compare(
+    root: str,
+    out: str,
+    labels: dict[str, str] = NONE,
+    truth: bool = True,
+    mutual: list[MutualName] = OFF,
+    mutual_start: int = 1,
+    mutual_confidence: float | None = None,
+    split: str = "train_aug",
+    eval_split: str = "val",
+    classes: str | None = None,
+    seeds: list[int] = SEEDS,
+    recipe: RecipeName = "short",
+    network: SegmentationNetworkConfig = NETWORK,
+    train: SegmentationTrainingConfigChanges = RECIPE,
+) -> None:
+    """Train and measure what is not there yet; all rows at the first seed, then the others.
+
+    Args:
+        root: The VOC2012 folder.
+        out: Folder of the results.
+        labels: Folders of label images, --labels.NAME FOLDER for each.
+        truth: Whether to train on the true masks as well: full supervision.
+        mutual: Rules of the mutual complement, each tried on each folder of labels.
+        mutual_start: First epoch after which labels are rewritten.
+        mutual_confidence: Probability from which on a prediction rewrites a label.
+        split: Photos to train on.
+        eval_split: Photos to measure on.
+        classes: Comma-separated names that restrict the task.
+        seeds: Seeds of training.
+        recipe: Recipe of stage 2.
+        network: The network.
+        train: Values that take the place of the recipe's; null leaves the recipe's.
+    """
+    photos, folder = DataConfig("voc", root, split, classes), Path(out)
+    settings = recipe_with(recipe, train)
+    base = Stage2Config(eval_split, network, settings, "off", mutual_start, mutual_confidence)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = rows_of(labels, mutual, truth)
+    quality = {row: label_scores(photos, row) for row in rows}
     cells: dict[Row, dict[int, dict[str, Any]]] = {row: {} for row in rows}
-    for seed in args.seeds:
+    results: list[dict[str, Any]] = []
+    for seed in seeds:
         for row in rows:
             console.print(f"{row.title}, seed {seed}", highlight=False)
-            cells[row][seed] = cell(args, row, seed)
-            done = [summary(each, found, labels[each]) for each, found in cells.items() if found]
-            write_report(args, done)
-    console.print(markdown(done), highlight=False)
+            cells[row][seed] = cell(base, photos, row, seed, folder)
+            results = [summary(each, cells[each], quality[each]) for each in rows if cells[each]]
+            write_report(folder, results)
+    console.print(markdown(results), highlight=False)
 
 
 def main() -> None:
     """Do what the command line says."""
-    args = parser().parse_args()
     try:
-        run(args)
+        auto_cli(compare, as_positional=False, parser_class=Parser)
     except InputError as error:
         print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
