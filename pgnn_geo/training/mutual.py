@@ -15,9 +15,12 @@ from pgnn_geo.labels.mutual import mutual_complement
 from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.masks import save_mask
 from pgnn_geo.metrics import ConfusionMatrix
+from pgnn_geo.nn.deeplab import DeepLabV2
+from pgnn_geo.nn.view_average import ViewAverage
 from pgnn_geo.precision import autocast
 from pgnn_geo.segmenter import Segmenter
 from pgnn_geo.training.segmentation import SegmentationData, SegmentationModule
+from pgnn_geo.training.stem_crops import StemCrops
 
 MutualRule = Literal["literal", "tags"]
 
@@ -32,7 +35,9 @@ class MutualComplement(Callback):
     the result is written as :obj:`epoch-003/ID.png`. :obj:`epoch-003/labels.json` says what they
     were made from, and :obj:`epoch-003/changed.json`, written last, how many pixels changed, and
     the scores of the labels where true masks are given. The labels that the training began with
-    are not touched. Each rank does its share of the photos.
+    are not touched. Each rank does its share of the photos. With :obj:`augment="window"` photos are
+    predicted from the frozen stages' outputs that training keeps, at its stride: a fraction of the
+    time.
 
     Args:
         data (SegmentationData): The training's photos and labels; their labels are replaced.
@@ -105,14 +110,21 @@ class MutualComplement(Callback):
         matrix = ConfusionMatrix(len(photos.classes), photos.classes)
         counts = torch.zeros(2, dtype=torch.long)  # pixels, and those that changed
         shard = range(trainer.global_rank, len(photos), trainer.world_size)
+        stems = self.data.stem_crops
+        stride = None if stems is not None else network.config["output_stride"]
         with (
             autocast(config.precision, pl_module.device),  # its converted weights are kept
-            network.at_output_stride(network.config["output_stride"]),
+            network.at_output_stride(stride),
         ):
             for index in self.progress(shard, f"labels of epoch {epoch}", len(shard)):
                 item = photos[index]
                 before = item["mask"].as_subclass(Tensor)
-                after = self._complement(segmenter, item, before)
+                if stems is None:
+                    image, side = item["image"].as_subclass(Tensor), segmenter.side
+                    views = segmenter.views(image, precision=config.precision, side=side)
+                else:
+                    views = _stem_views(network, stems, index)
+                after = self._complement(views, item, before)
                 save_mask(folder / f"{item['image_id']}.png", after)
                 counts += torch.tensor([after.numel(), (after != before).sum()])
                 if self.truth is not None:
@@ -134,13 +146,11 @@ class MutualComplement(Callback):
         """Folder of the labels that are written after an epoch, counted from 1."""
         return self.folder / f"epoch-{epoch:03d}"
 
-    def _complement(self, segmenter: Segmenter, item: Item, labels: Tensor) -> Tensor:
-        image, precision = item["image"].as_subclass(Tensor), self.data.config.precision
+    def _complement(self, views: ViewAverage, item: Item, labels: Tensor) -> Tensor:
         tags = item["tags"] if self.rule == "tags" else None
         if self.confidence is None:
-            predicted = segmenter.label(image, precision=precision)
-            return mutual_complement(labels, predicted.cpu(), tags)
-        sure, predicted = segmenter.predict(image, precision=precision).max(dim=0)
+            return mutual_complement(labels, views.labels(labels.shape).cpu(), tags)
+        sure, predicted = views.probabilities(labels.shape).max(dim=0)
         return mutual_complement(labels, predicted.cpu(), tags, sure.cpu(), self.confidence)
 
     def _record(
@@ -163,3 +173,17 @@ class MutualComplement(Callback):
         dataset = self.data.dataset
         self.data.dataset = dataset.with_masks([folder / f"{i}.png" for i in dataset.image_ids])
         self.epoch = epoch
+
+
+@torch.no_grad()
+def _stem_views(network: DeepLabV2, stems: StemCrops, index: int) -> ViewAverage:
+    """Predict a whole photo and its mirror image from what training keeps of them."""
+    training, maps = network.training, []
+    network.eval()
+    for flip in (False, True):
+        stem = stems.whole(index, flip)[None].to(network.backbone.device)
+        stem = stem.contiguous(memory_format=torch.channels_last)
+        logits = network.head(network.backbone.trunk(stem))[0].float()
+        maps.append(logits.flip(-1) if flip else logits)
+    network.train(training)
+    return ViewAverage(maps)

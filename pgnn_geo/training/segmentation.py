@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from pgnn_geo.datasets import Item, TaggedDataset, TrainTransform
 from pgnn_geo.errors import InputError
@@ -188,11 +188,12 @@ class SegmentationData(LightningDataModule):
         self.config = config
         self.stems: tuple[FeatureBank, ...] = ()  # with augment="window"
 
-    def _photos(self) -> Dataset:
-        """Return what items are drawn from, with the labels of now."""
-        if self.config.augment == "window":
-            return StemCrops(self.dataset, self.stems, self.config.size, self.config.crop)
-        return self.dataset.with_transform(self.config.transform)
+    @property
+    def stem_crops(self) -> StemCrops | None:
+        """What items are drawn from with :obj:`augment="window"`, with the labels of now."""
+        if self.config.augment == "crop":
+            return None
+        return StemCrops(self.dataset, self.stems, self.config.size, self.config.crop)
 
     def train_dataloader(self) -> DataLoader:
         """Return the loader of the current epoch: its own processes, with the labels of now."""
@@ -203,7 +204,7 @@ class SegmentationData(LightningDataModule):
         )
         sampler.set_epoch(trainer.current_epoch)
         return DataLoader(
-            self._photos(),
+            self.stem_crops or self.dataset.with_transform(config.transform),
             batch_size=config.batch_size,
             sampler=sampler,
             num_workers=config.workers,

@@ -1,5 +1,6 @@
 """What stage 2 sees of photos behind the frozen stages: windows, with the labels in them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -66,16 +67,28 @@ class StemCrops(Dataset):
             "mask": F.pad(mask, (0, right, 0, bottom), value=IGNORE),
         }
 
+    def whole(self, index: int, flip: bool) -> Tensor:
+        """Return the stem :math:`(C, h, w)` of what a photo, or its mirror image, fills."""
+        rows, columns = (
+            self._cells(side) for side in self._resized(self.dataset.photo_size(index))
+        )
+        return self.banks[flip].read(index, slice(rows), slice(columns))
+
+    def _resized(self, size: Sequence[int]) -> list[int]:
+        return [max(1, round(side * self.size / max(size))) for side in size]
+
+    def _cells(self, side: int) -> int:
+        return -(-side // self.stride)
+
     def _draw(self, side: int) -> slice:
         """A window along a side of so many pixels: within the photo where it is large enough."""
-        room = max(0, -(-side // self.stride) - self.window)
+        room = max(0, self._cells(side) - self.window)
         start = int(torch.randint(room + 1, ()))
         return slice(start, start + self.window)
 
     def _mask(self, index: int, flip: bool) -> Tensor:
         mask = self.dataset.read_mask(index)
-        ratio = self.size / max(mask.shape)
-        size = [max(1, round(n * ratio)) for n in mask.shape]
+        size = self._resized(mask.shape)
         mask = resize_image(mask[None], size, interpolation=InterpolationMode.NEAREST_EXACT)[0]
         return mask.flip(-1) if flip else mask
 

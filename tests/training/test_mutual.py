@@ -247,3 +247,22 @@ def test_what_cannot_be_used(labelled, shapes):
         MutualComplement(SegmentationData(untagged, CONFIG), "labels", rule="tags")
     with pytest.raises(InputError, match="training photos"):
         MutualComplement(data, "labels", truth=shapes.subset([0, 1]))
+
+
+def test_from_stems_the_prediction_is_the_segmenters(labelled, tmp_path):
+    """At the stride of training; the photos are as large as the view, so nothing is resized."""
+    options = {"augment": "window", "scale": (1.0, 1.0), "freeze_stages": 1, "train_stride": None}
+    config = replace(CONFIG, epochs=1, size=64, crop=48, lr=1e-9, **options)
+    network = tiny(1)
+    network.head.branches[0][-1].weight.data *= 300  # so that it sees more than one thing
+    train(network, labelled, tmp_path, config, start=1)
+    segmenter = Segmenter(network.eval(), labelled.classes, SupervisionLedger(), side=64)
+    agreed, seen = 0.0, set()
+    for item in labelled:
+        labels, image = (item[name].as_subclass(torch.Tensor) for name in ("mask", "image"))
+        predicted = segmenter.label(image, precision="32-true")
+        expected = torch.where(predicted != 0, predicted, labels)
+        mask = load_mask(tmp_path / "labels" / "epoch-001" / f"{item['image_id']}.png")
+        agreed += (mask == expected).float().mean().item() / len(labelled)
+        seen.update(predicted.unique().tolist())
+    assert agreed > 0.995 and len(seen) > 2  # kept stems are in half precision
