@@ -13,6 +13,7 @@ OUT/segmentation.md and .json are written anew after each.
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -73,7 +74,7 @@ def cell(base: Stage2Config, photos: DataConfig, row: Row, seed: int, out: Path)
     if row.mutual == "off":  # what has no bearing must not tell folders apart
         config = replace(config, mutual_start=1, mutual_confidence=None)
     folder = f"{row.name}-{row.mutual}-seed{seed}".replace(" ", "-")
-    return stage2.train_and_measure(config.on(photos, row.labels), out / folder)
+    return stage2.train_and_measure(config.on(photos, row.labels), out / folder, out / "stems")
 
 
 def label_scores(photos: DataConfig, row: Row) -> dict[str, Any] | None:
@@ -191,6 +192,7 @@ def compare(
             cells[row][seed] = cell(base, photos, row, seed, folder)
             results = [summary(each, cells[each], quality[each]) for each in rows if cells[each]]
             write_report(folder, results)
+    shutil.rmtree(folder / "stems", ignore_errors=True)  # gigabytes, the same for all
     console.print(markdown(results), highlight=False)
 
 

@@ -100,6 +100,9 @@ def demo(out: str = "runs/demo", epochs: int = 6, seed: int = 0) -> None:
             network=SegmentationNetworkConfig("vgg_tiny", weights=None, hidden_channels=256),
             train=RECIPES["short"].changed(
                 freeze_stages=0,
+                augment="crop",
+                scale=(0.8, 1.2),
+                train_stride=None,
                 epochs=5 * epochs,
                 batch_size=4,
                 size=128,

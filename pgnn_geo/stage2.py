@@ -58,8 +58,17 @@ def segment(config: SegmentConfig, out: Path) -> dict[str, Any]:
     return metrics
 
 
-def train_and_measure(config: SegmentConfig, out: Path) -> dict[str, Any]:
-    """Do what :func:`segment` does, without showing the result."""
+def train_and_measure(
+    config: SegmentConfig, out: Path, stems: Path | None = None
+) -> dict[str, Any]:
+    """Do what :func:`segment` does, without showing the result.
+
+    Args:
+        config (SegmentConfig): What to do.
+        out (Path): The folder; made if it is missing.
+        stems (Path, optional): Where outputs of frozen stages are kept for other trainings on the
+            same photos; in :obj:`out`, until training ends, if not given.
+    """
     recorded = config
     if config.labels != TRUTH:  # so that both folders can be moved together
         recorded = replace(config, labels=os.path.relpath(config.labels, out))
@@ -74,7 +83,7 @@ def train_and_measure(config: SegmentConfig, out: Path) -> dict[str, Any]:
         raise_problems(dataset.check() + find_problems(measured, config.network))
     claim_folder(out, recorded)  # not before: a mistake leaves nothing behind
     with timed("train segmenter"):
-        segmenter = _train(config, dataset, ledger, out)
+        segmenter = _train(config, dataset, ledger, out, stems)
     metrics = _measure(recorded, segmenter, measured, out)
     segmenter.metrics = metrics.get("segmenter")
     segmenter.save_pretrained(out / "segmenter")
@@ -123,7 +132,11 @@ def show_scores(scores: dict[str, Any], split: str | None) -> None:
 
 
 def _train(
-    config: SegmentConfig, dataset: TaggedDataset, ledger: SupervisionLedger, out: Path
+    config: SegmentConfig,
+    dataset: TaggedDataset,
+    ledger: SupervisionLedger,
+    out: Path,
+    stems: Path | None,
 ) -> Segmenter:
     seed_everything(config.train.seed, workers=True, verbose=False)
     network = config.network.build(config.train, len(dataset.classes))
@@ -142,7 +155,9 @@ def _train(
             progress=progress,
         )
         callbacks.append(complement)
-    train_segmentation(network, data, out, config.train, callbacks, "segment", console, progress)
+    train_segmentation(
+        network, data, out, config.train, callbacks, "segment", console, progress, stems
+    )
     return Segmenter(network, dataset.classes, ledger, side=config.train.size)
 
 

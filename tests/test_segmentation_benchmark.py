@@ -17,7 +17,7 @@ from pgnn_geo.metrics import ConfusionMatrix
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TINY = [
     *("--network.backbone", "vgg_tiny", "--network.weights", "null"),
-    *("--network.hidden_channels", "32", "--train.freeze_stages", "0", "--train.size", "64"),
+    *("--network.hidden_channels", "32", "--train.freeze_stages", "1", "--train.size", "64"),
     *("--train.crop", "64", "--train.epochs", "2", "--train.workers", "0"),
 ]
 

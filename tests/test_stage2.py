@@ -24,7 +24,7 @@ TINY = [
     "--network.backbone=vgg_tiny",
     "--network.weights=null",
     "--network.hidden_channels=32",
-    "--train.freeze_stages=0",
+    "--train.freeze_stages=1",
     "--train.size=64",
     "--train.crop=64",
     "--train.epochs=2",
@@ -113,7 +113,7 @@ def test_a_finished_training_says_so_and_does_nothing(finished, monkeypatch, cap
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit):
         main(["segment", *arguments, "--train.lr=1"])
-    assert "train.lr: 0.0001 there, 1.0 asked for" in capsys.readouterr().err
+    assert "train.lr: 0.0002 there, 1.0 asked for" in capsys.readouterr().err
 
 
 def test_a_training_that_was_cut_off_is_completed(finished, tmp_path, capsys):

@@ -111,7 +111,10 @@ class SegmentationTrainingConfig:
                     f"got {getattr(self, name)}"
                 )
         if self.freeze_stages < 1:
-            raise InputError("augment='window' needs 'freeze_stages' of 1 or more, got 0")
+            raise InputError(
+                "augment='window' needs 'freeze_stages' of 1 or more, got 0; without frozen stages "
+                "want augment='crop'"
+            )
 
     def changed(self, **values: Any) -> "SegmentationTrainingConfig":
         """Return a copy with other values; one of epochs and steps takes the other's place."""
@@ -138,15 +141,17 @@ class SegmentationTrainingConfig:
 RECIPES: dict[RecipeName, SegmentationTrainingConfig] = {
     "short": SegmentationTrainingConfig(
         head="largefov",
-        freeze_stages=3,
+        freeze_stages=4,
         epochs=7,
         steps=None,
         batch_size=8,
         size=320,
         crop=256,
-        scale=(0.8, 1.2),
+        augment="window",
+        scale=(1.0, 1.0),
+        train_stride=16,
         optimizer="adamw",
-        lr=1e-4,
+        lr=2e-4,
         head_factor=5.0,
         weight_decay=1e-2,
     ),
@@ -292,6 +297,7 @@ def train_segmentation(
     name: str = "segmentation",
     console: Console | None = None,
     progress: Progress = no_progress,
+    stem_folder: Path | None = None,
 ) -> DeepLabV2:
     """Train :obj:`network` on label images; a run that was cut off goes on where it stopped.
 
@@ -310,6 +316,8 @@ def train_segmentation(
         name (str): How progress lines call it. (default: :obj:`"segmentation"`)
         console (rich.console.Console, optional): Where progress lines go.
         progress (callable, optional): Progress display of the frozen stages.
+        stem_folder (Path, optional): Where their outputs are kept for reuse; in :obj:`out`, until
+            training ends, if not given.
 
     Returns:
         The trained network, in evaluation mode.
@@ -325,8 +333,9 @@ def train_segmentation(
     network.backbone.freeze(config.freeze_stages)
     network.to(memory_format=_memory_format(config.precision))
     if config.augment == "window":
+        folder = stem_folder or out / "stems"
         data.stems = padded_stems(
-            network.backbone, data.dataset, out / "stems", config.size, config.precision, progress
+            network.backbone, data.dataset, folder, config.size, config.precision, progress
         )
     checkpoint = ModelCheckpoint(  # after each epoch, in place of the one before
         dirpath=out / "checkpoints", filename="last", enable_version_counter=False
@@ -353,7 +362,8 @@ def train_segmentation(
             ckpt_path=last if last.is_file() else None,
             weights_only=True,
         )
-    shutil.rmtree(out / "stems", ignore_errors=True)  # gigabytes that only training needs
+    if stem_folder is None:
+        shutil.rmtree(out / "stems", ignore_errors=True)  # gigabytes that only training needs
     return network.to(memory_format=torch.contiguous_format).eval()
 
 
