@@ -155,6 +155,7 @@ def attention_maps(
                     config.propagation_power,
                     config.seed,
                     device,
+                    Path(scratch),
                 ).maps
             total.maps += F.interpolate(
                 maps[:, None], (side, side), mode="bilinear", align_corners=False

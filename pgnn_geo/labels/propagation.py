@@ -1,6 +1,8 @@
 r"""Propagation over a whole data set: class evidence of all photos completes each photo's maps."""
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -11,10 +13,15 @@ from torch_geometric.utils import scatter
 from pgnn_geo.datasets import partner_groups
 from pgnn_geo.labels.feature_bank import FeatureBank
 from pgnn_geo.labels.whitening import WhitenedFeatures
-from pgnn_geo.nn import ClassPrototypes, CongenericPropagation
+from pgnn_geo.nn import ClassPrototypes
 from pgnn_geo.nn.decoder import ActivationName
+from pgnn_geo.nn.propagation import centered_unit, cosine_sums, normalized
 
 PropagationName = Literal["none", "within", "group", "prototypes", "both"]
+
+#: Photos whose features are in memory at a time. With 16 the system's page faults for fresh memory
+#: take several times as long as the prototypes' arithmetic.
+CHUNK = 4
 
 
 @dataclass
@@ -43,8 +50,9 @@ class TaggedMaps:
 
     def row(self, photos: Tensor) -> Tensor:
         """Return the row of every photo and class :obj:`[b, K]`, -1 where there is none."""
-        index = self.tags.flatten().cumsum(0).view_as(self.tags) - 1
-        return torch.where(self.tags, index, -1)[photos]
+        tags = self.tags[photos]
+        first = torch.searchsorted(self.owners.contiguous(), photos)
+        return torch.where(tags, first[:, None] + tags.cumsum(1) - 1, -1)
 
     def activated(self, scores: Tensor, activation: ActivationName) -> "TaggedMaps":
         """Return the maps of scores :obj:`[R, h, w]`; only a photo's own classes compete."""
@@ -71,8 +79,13 @@ def propagate(
     power: float = 1.0,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    scratch_folder: Path | None = None,
 ) -> TaggedMaps:
     r"""Complete attention maps by class evidence that travels along similar features.
+
+    The memory it takes does not grow with the number of photos or partners, but for the maps and
+    the partners' numbers: features of 4 photos are read at a time, and of 4 partners at a quarter
+    of the size, and similarities are made in blocks of at most 16 MiB.
 
     Args:
         kind (str): :obj:`"none"`; :obj:`"within"`: among the positions of one photo;
@@ -87,6 +100,9 @@ def propagate(
             (default: :obj:`1.0`)
         seed (int): Seed of the choice of partners. (default: :obj:`0`)
         device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
+        scratch_folder (Path, optional): Where the group form puts features of :obj:`2 x 2`
+            positions each for the time of the call: :math:`M C h w / 2` bytes. The system's
+            temporary folder if not given.
     """
     if kind == "none":
         return start
@@ -95,12 +111,16 @@ def propagate(
         start = _from_prototypes(prototypes, features, start, device)
     if kind in ("within", "group", "both"):
         count = 0 if kind == "within" else partners
-        start = _from_partners(prototypes.mean, features, start, count, power, seed, device)
+        with tempfile.TemporaryDirectory(dir=scratch_folder, prefix="partners-") as scratch:
+            pooled = _pooled(prototypes.mean, features, Path(scratch), device) if count else None
+            start = _from_partners(
+                prototypes.mean, features, pooled, start, count, power, seed, device
+            )
     return start
 
 
-def _batches(features: FeatureBank | WhitenedFeatures, size: int = 16) -> list[Tensor]:
-    return list(torch.arange(len(features)).split(size))
+def _batches(features: FeatureBank | WhitenedFeatures) -> list[Tensor]:
+    return list(torch.arange(len(features)).split(CHUNK))
 
 
 def _mean_feature(
@@ -133,9 +153,24 @@ def _from_prototypes(
     return start.with_maps(maps)
 
 
+def _pooled(
+    mean: Tensor,
+    features: FeatureBank | WhitenedFeatures,
+    folder: Path,
+    device: torch.device | str,
+) -> FeatureBank:
+    """Write the centered unit features of every 2 x 2 positions, which all groups read."""
+    batches = (
+        centered_unit(F.avg_pool2d(features[photos].to(device), 2, ceil_mode=True), mean, dim=1)
+        for photos in _batches(features)
+    )
+    return FeatureBank.build(folder / "pooled.npy", batches, len(features), {})
+
+
 def _from_partners(
     mean: Tensor,
     features: FeatureBank | WhitenedFeatures,
+    pooled: FeatureBank | None,
     start: TaggedMaps,
     partners: int,
     power: float,
@@ -144,28 +179,38 @@ def _from_partners(
 ) -> TaggedMaps:
     """Let every position collect scores from similar ones in its photo and its partners.
 
-    Partners' features and maps are averaged over 2 x 2 positions: a quarter of the work.
+    This is :class:`~pgnn_geo.nn.CongenericPropagation` with features that are centered once, not
+    in every group anew. Partners' features and maps are averaged over 2 x 2 positions: a quarter of
+    the work.
     """
-    layer = CongenericPropagation("cosine", mean=mean, power=power).to(device)
-    groups = partner_groups(start.tags, partners=1, group_size=partners + 1, seed=seed).indices
-    rows = start.row(groups.flatten()).view(*groups.shape, -1)
-    rows = rows.gather(2, start.classes.view(-1, 1, 1).expand(-1, partners + 1, 1))[..., 0]
     maps = torch.empty_like(start.maps)
-    for r in range(len(maps)):
-        x = features[groups[r]].to(device)
-        scores = start.maps[rows[r]].to(device)[:, None]
-        targets = _nodes(x[:1])
-        sources, evidence = [targets], [_nodes(scores[:1])]
-        if partners:
-            sources.append(_nodes(F.avg_pool2d(x[1:], 2, ceil_mode=True)))
-            evidence.append(_nodes(F.avg_pool2d(scores[1:], 2, ceil_mode=True)))
-        source, target = torch.cat(sources), targets
-        zero = torch.zeros(len(source), dtype=torch.long, device=source.device)
-        result = layer(torch.cat(evidence), (source, target), batch=(zero, zero[: len(target)]))
-        maps[r] = result.view(maps.shape[1:]).to(maps)
+    evidence = F.avg_pool2d(start.maps[:, None], 2, ceil_mode=True).flatten(1)
+    groups = partner_groups(start.tags, partners=1, group_size=partners + 1, seed=seed).indices
+    rows_of = torch.arange(len(maps)).split(start.tags.sum(dim=1).tolist())
+    for photos in _batches(features):
+        units = centered_unit(features[photos].to(device), mean, dim=1)
+        for photo, unit in zip(photos.tolist(), units, strict=True):
+            own, target = rows_of[photo], _nodes(unit[None])
+            # The photo's own positions serve all its classes at once.
+            values = _with_ones(start.maps[own].flatten(1)).to(target)
+            shared = cosine_sums(target, target, values, power)  # [h w, k + 1]
+            for k, row in enumerate(own):
+                sums = shared[:, [k, -1]]
+                if pooled is not None:
+                    for some in groups[row, 1:].split(CHUNK):
+                        source = _nodes(pooled[some].to(device))
+                        scores = evidence[start.row(some)[:, start.classes[row]]]
+                        values = _with_ones(scores.view(1, -1)).to(source)
+                        sums += cosine_sums(target, source, values, power)
+                maps[row] = normalized(sums[:, 0], sums[:, 1]).view(maps.shape[1:]).to(maps)
     return start.with_maps(maps)
 
 
 def _nodes(x: Tensor) -> Tensor:
     """Turn positions into nodes: :obj:`[n, C, h, w]` to :obj:`[n h w, C]`."""
     return x.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _with_ones(scores: Tensor) -> Tensor:
+    """Turn :obj:`[k, S]` into :obj:`[S, k + 1]`, the last column ones, which sum the weights."""
+    return F.pad(scores, (0, 0, 0, 1), value=1.0).t()

@@ -42,9 +42,10 @@ def centered(features: Tensor, mean: Tensor | None, dim: int = -1) -> tuple[Tens
         shape = [1] * x.dim()
         shape[dim] = -1
         x = x - mean.to(x).view(shape)
-    norm = x.norm(dim=dim, keepdim=True)
+    # Several times as fast as x.norm across channels that do not stand together in memory.
+    square = x.square().sum(dim=dim, keepdim=True)
     # Division by infinity: unlike a clamp, it has no gradient of 1 / eps at a zero vector.
-    return x, norm.masked_fill(norm <= 1e-12, float("inf"))
+    return x, square.masked_fill(square <= 1e-24, float("inf")).sqrt()
 
 
 def centered_unit(features: Tensor, mean: Tensor | None, dim: int = -1) -> Tensor:
@@ -212,7 +213,7 @@ class CongenericPropagation(MessagePassing):
             weight = weight * tags_j  # [E, K]
         if self.kernel == "cosine":
             total = scatter(weight, index, dim=0, dim_size=size_i, reduce="sum")
-            weight = _divide(weight, total[index])
+            weight = normalized(weight, total[index])
         return weight
 
     def message(self, scores_j: Tensor, alpha: Tensor) -> Tensor:
@@ -231,46 +232,19 @@ class CongenericPropagation(MessagePassing):
         values = scores if tags is None else scores * tags
         if self.kernel == "cosine":  # the sum and its normalization come out of one product
             values = torch.cat([values, ones if tags is None else tags], dim=-1)
-        run = self._cosine if self.kernel == "cosine" else self._linear
         sizes = _group_sizes(batch)
         parts = [
-            run(t, s, v)
+            cosine_sums(t, s, v, self.power, self.max_elements)
+            if self.kernel == "cosine"
+            else self._linear(t, s, v)
             for s, v, t in zip(
                 source.split(sizes[0]), values.split(sizes[0]), target.split(sizes[1]), strict=True
             )
         ]
         out = torch.cat(parts) if parts else values.new_zeros(0, values.size(1))
         if self.kernel == "cosine":
-            out = _divide(out[:, : scores.size(1)], out[:, scores.size(1) :])
+            out = normalized(out[:, : scores.size(1)], out[:, scores.size(1) :])
         return out
-
-    def _cosine(self, target: Tensor, source: Tensor, values: Tensor) -> Tensor:
-        # Blocks near the square: each row and column of a block is read from memory once.
-        rows = min(max(target.size(0), 1), isqrt(self.max_elements))
-        columns = self.max_elements // rows
-        needs_grad = torch.is_grad_enabled() and (
-            target.requires_grad or source.requires_grad or values.requires_grad
-        )
-        sources = list(zip(source.split(columns), values.split(columns), strict=True))
-        parts = []
-        for t in target.split(rows):
-            out = values.new_zeros(t.size(0), values.size(1))
-            for s, v in sources:
-                if needs_grad:
-                    part = checkpoint(
-                        _cosine_block,
-                        t,
-                        s,
-                        v,
-                        self.power,
-                        use_reentrant=False,
-                        preserve_rng_state=False,
-                    )
-                else:
-                    part = _cosine_block(t, s, v, self.power)
-                out = out + part
-            parts.append(out)
-        return torch.cat(parts)
 
     @staticmethod
     def _linear(target: Tensor, source: Tensor, values: Tensor) -> Tensor:
@@ -287,13 +261,65 @@ class CongenericPropagation(MessagePassing):
         )
 
 
+def cosine_sums(
+    target: Tensor,
+    source: Tensor,
+    values: Tensor,
+    power: float = 1.0,
+    max_elements: int = 2**22,
+) -> Tensor:
+    r"""Sum the values of all sources for each target, weighted by rectified similarity.
+
+    .. math::
+        \sum_{\beta} \mathrm{ReLU}(\langle \mathbf{u}_{\alpha}, \mathbf{u}_{\beta} \rangle)^p
+        \, \mathbf{v}_{\beta}
+
+    A column of ones in the values gives what :func:`normalized` divides by. Sums over parts of the
+    sources add up to those over all.
+
+    Args:
+        target (torch.Tensor): Unit features :math:`(T, C)`, see :func:`centered_unit`.
+        source (torch.Tensor): Unit features :math:`(S, C)`.
+        values (torch.Tensor): Values :math:`(S, K)` of the sources.
+        power (float): The exponent :math:`p`. (default: :obj:`1.0`)
+        max_elements (int): The most similarities in one block. (default: :obj:`4194304`)
+    """
+    # Blocks near the square: each row and column of a block is read from memory once.
+    rows = min(max(target.size(0), 1), isqrt(max_elements))
+    columns = max_elements // rows
+    needs_grad = torch.is_grad_enabled() and (
+        target.requires_grad or source.requires_grad or values.requires_grad
+    )
+    sources = list(zip(source.split(columns), values.split(columns), strict=True))
+    parts = []
+    for t in target.split(rows):
+        out = values.new_zeros(t.size(0), values.size(1))
+        for s, v in sources:
+            if needs_grad:
+                part = checkpoint(
+                    _cosine_block,
+                    t,
+                    s,
+                    v,
+                    power,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+            else:
+                part = _cosine_block(t, s, v, power)
+            out = out + part
+        parts.append(out)
+    return torch.cat(parts)
+
+
 def _cosine_block(target: Tensor, source: Tensor, values: Tensor, power: float) -> Tensor:
     weight = (target @ source.t()).relu_()
     return (weight if power == 1 else weight**power) @ values
 
 
-def _divide(total: Tensor, weight: Tensor) -> Tensor:
-    return total / weight.masked_fill(weight == 0, 1.0)  # no similar source: zero evidence
+def normalized(total: Tensor, weight: Tensor) -> Tensor:
+    """Divide sums by their weights, zero where no source is similar."""
+    return total / weight.masked_fill(weight == 0, 1.0)
 
 
 def _pair(value: Tensor | PairTensor) -> PairTensor:

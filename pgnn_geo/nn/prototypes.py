@@ -21,10 +21,10 @@ class ClassPrototypes(nn.Module):
         s_{\alpha c} = \mathrm{ReLU}(\langle \mathbf{u}_{\alpha}, \mathbf{p}_c \rangle).
 
     It takes two streaming passes: :meth:`update_mean` over the features gives the mean feature
-    :math:`\boldsymbol{\mu}` (unless :obj:`mean` is given), then :meth:`update` gives the sums. All
-    sums are in float64, so shards that are merged give the float32 prototypes of a single pass.
-    Features averaged with those of the mirrored photo make better prototypes; averaging them is up
-    to the caller.
+    :math:`\boldsymbol{\mu}` (unless :obj:`mean` is given), then :meth:`update` gives the sums.
+    Sums over photos are in float64, so shards that are merged give the float32 prototypes of a
+    single pass. Features averaged with those of the mirrored photo make better prototypes;
+    averaging them is up to the caller.
 
     Args:
         num_classes (int): The number of classes :math:`K`.
@@ -90,7 +90,9 @@ class ClassPrototypes(nn.Module):
         if self.position_count > 0:
             raise InputError("update_mean after update: the sums hold features less the old mean")
         self._check("features", features, self.channels)
-        total = features.sum(dim=(0, 2, 3), dtype=torch.float64)
+        # Within a photo in single precision: all in double took as long as the second pass.
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        total = features.sum(dim=(2, 3), dtype=dtype).sum(dim=0, dtype=torch.float64)
         _check_finite("features", total)
         self.feature_sum += total
         self.feature_count += features.numel() // self.channels
