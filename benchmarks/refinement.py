@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--dilations", type=int, nargs="+", default=config.refine_dilations, help="of par"
     )
+    out.add_argument("--scale", type=float, default=config.refine_scale, help="of par")
     out.add_argument("--limit", type=int, help="so many photos, evenly spread")
     out.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
     return out
@@ -147,6 +148,7 @@ def run(args: argparse.Namespace) -> None:
         background=background if args.background is None else args.background,
         refine_iterations=args.iterations,
         refine_dilations=tuple(args.dilations),
+        refine_scale=args.scale,
     )
     results = []
     for name in args.refine:

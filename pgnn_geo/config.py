@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_type_hints
 
 from pgnn_geo.datasets import VOC2012, Shapes, TaggedDataset, TaggedFolder
 from pgnn_geo.labels.inference import MapConfig
-from pgnn_geo.labels.refine import DILATIONS, Refinement, RefinementName, build_refinement
+from pgnn_geo.labels.refine import (
+    HALF_SIZE,
+    HALF_SIZE_DILATIONS,
+    Refinement,
+    RefinementName,
+    build_refinement,
+)
 from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.backbones import BackboneName, resolve_weights
@@ -116,13 +122,15 @@ class LabelConfig:
             :func:`~pgnn_geo.labels.build_refinement`.
         refine_iterations (int): Its iterations.
         refine_dilations (sequence of int): Of :obj:`"par"`: distances of the neighbours.
+        refine_scale (float): Of :obj:`"par"`: size at which it works, as a fraction of the photo's.
     """
 
     background: float = 0.6
     power: float | None = None
     refine: RefinementName = "none"
     refine_iterations: int = 10
-    refine_dilations: Sequence[int] = DILATIONS
+    refine_dilations: Sequence[int] = HALF_SIZE_DILATIONS
+    refine_scale: float = HALF_SIZE
 
     def build_refinement(self, workers: int = 0) -> Refinement | None:
         """Return the refinement, if any; a CRF with so many processes.
@@ -130,7 +138,9 @@ class LabelConfig:
         Raises:
             InputError: If it cannot be had.
         """
-        return build_refinement(self.refine, self.refine_iterations, self.refine_dilations, workers)
+        return build_refinement(
+            self.refine, self.refine_iterations, self.refine_dilations, workers, self.refine_scale
+        )
 
 
 #: The baseline's maps are scores divided by their maximum, not probabilities.

@@ -199,7 +199,7 @@ def test_label_refines(finished, shapes_root, tmp_path):
     maps = attention_maps(
         load_attention_model(checkpoint).model, train, MapConfig(size=64, partners=1)
     )
-    refine, changed = PixelAdaptiveRefinement(iterations=3, dilations=(1, 3)), 0
+    refine, changed = PixelAdaptiveRefinement(iterations=3, dilations=(1, 3), scale=0.5), 0
     for item, attention in zip(train, maps, strict=True):
         attention = torch.nn.functional.interpolate(attention[None], (64, 64), mode="bilinear")[0]
         scores = torch.cat([background_score(attention, 0.4), attention])
@@ -216,6 +216,7 @@ def test_label_refines(finished, shapes_root, tmp_path):
         "refine": "par",
         "refine_iterations": 3,
         "refine_dilations": [1, 3],
+        "refine_scale": 0.5,
     }
 
 

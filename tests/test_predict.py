@@ -186,7 +186,7 @@ def test_refinement(segmenter, photos, tmp_path, refine):
     if refine == "par":
         small = predict.shrink(image, 64)
         maps = segmenter.views(image, max_side=64).maps[0]
-        refined = PixelAdaptiveRefinement()(small[None] / 255, maps[None])
+        refined = build_refinement("par")(small[None] / 255, maps[None])
         full = nn.functional.interpolate(refined, (60, 80), mode="bilinear", align_corners=False)
         assert (full[0].argmax(0) == label).float().mean() > 0.999
 

@@ -48,6 +48,23 @@ def test_equals_the_plain_sum(size, dilations):
     assert torch.allclose(module(images.float(), maps.float()).double(), refined, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(16, 24), (9, 13), (1, 1)])
+def test_at_half_the_size_it_refines_the_smaller_photo(size):
+    torch.manual_seed(0)
+    images, maps = torch.rand(2, 3, *size).double(), torch.rand(2, 2, 3, 4).double()
+    module = PixelAdaptiveRefinement(iterations=3, dilations=(1, 2), scale=0.5)
+    half = [max(1, round(side / 2)) for side in size]
+    small = F.interpolate(images, half, mode="area")
+    _, refined = plain_refinement(small, maps, 3, (1, 2))
+    expected = F.interpolate(refined, size, mode="bilinear")
+    assert torch.allclose(module(images, maps), expected, atol=1e-10)
+    pixels = (images * 255).round().byte()
+    assert torch.allclose(module(pixels, maps), module(pixels.double() / 255, maps), atol=1e-5)
+    for wrong in (0.0, 1.5):
+        with pytest.raises(InputError, match="'scale'"):
+            PixelAdaptiveRefinement(scale=wrong)
+
+
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 1000), classes=st.integers(1, 4), flat=st.booleans())
 def test_weights_are_an_average(seed, classes, flat):

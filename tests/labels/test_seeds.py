@@ -64,7 +64,8 @@ def test_par_labels_are_its_parts_put_together(rule):
     labels = list(refined_labels(tagged_photos(), par, **rule))
     for (image, attention, classes), label in zip(tagged_photos(), labels, strict=True):
         scores = upsampled_scores(image, attention, **rule)
-        refined = PixelAdaptiveRefinement(4, (1, 2))(image[None] / 255, scores[None])[0]
+        refine = PixelAdaptiveRefinement(4, (1, 2), scale=0.5)
+        refined = refine(image[None] / 255, scores[None])[0]
         names = torch.cat([torch.tensor([0]), classes])
         assert label.dtype == torch.uint8
         assert torch.equal(label, names[refined.argmax(0)].byte())
@@ -96,6 +97,6 @@ def test_refinement_of_a_name():
     assert build_refinement("none") is None
     par = build_refinement("par", iterations=3, dilations=[2, 5])
     assert isinstance(par, PixelAdaptiveRefinement)
-    assert (par.iterations, par.dilations) == (3, (2, 5))
+    assert (par.iterations, par.dilations, par.scale) == (3, (2, 5), 0.5)
     with pytest.raises(InputError, match="'refine' must be one of"):
         build_refinement("bilateral")
