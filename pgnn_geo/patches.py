@@ -83,7 +83,8 @@ def make_boxes(
             f"{path} holds boxes made from something else ({difference}). Choose another --out."
         )
     boxes = read_boxes(path, dataset)
-    console.print(_said(boxes, config.boxes), highlight=False)
+    if record is None:
+        console.print(_said(boxes, config.boxes), highlight=False)
     return boxes
 
 
@@ -148,11 +149,11 @@ def describe_boxes(boxes: PhotoBoxes, config: BoxConfig) -> dict[str, Any]:
 
 
 def _said(boxes: PhotoBoxes, config: BoxConfig) -> str:
+    names = {"attention": "attention maps", "detector": "a detector", "file": str(config.file)}
     said = describe_boxes(boxes, config)
-    source = {"attention": "attention maps", "detector": "a detector", "file": config.file}
     return (
-        f"boxes from {source[config.source]}: {said['boxes_per_photo']:.1f} a photo, the best {config.top_k} are "
-        f"patches; {said['photos_without']} of {len(boxes)} photos have none"
+        f"boxes from {names[config.source]}: {said['boxes_per_photo']:.1f} a photo; "
+        f"{said['photos_without']} of {len(boxes)} photos have none"
     )
 
 

@@ -64,7 +64,8 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
         InputError: If the data or weights cannot be used (everything wrong with them at once), or
             if :obj:`out` holds a run of another configuration.
     """
-    claim_folder(out, config)
+    if (out / "config.json").is_file():
+        claim_folder(out, config)
     if (out / "metrics.json").is_file():
         metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
         console.print(f"{out} is done; choose another --out to start anew.")
@@ -74,6 +75,7 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
     segment = config.segment_on(out / "pgnn" / "labels")
     with timed("check"):
         raise_problems(_problems(config, segment))
+    claim_folder(out, config)  # not before: a mistake leaves nothing behind
     dataset = config.data.build()
     stems, boxes = out / "stems", None
     cam = train(config, "cam", out / "cam", dataset, stems)
