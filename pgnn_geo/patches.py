@@ -104,7 +104,7 @@ def read_boxes(path: Path, dataset: TaggedDataset) -> PhotoBoxes:
     return boxes
 
 
-def box_problems(config: RunConfig) -> list[str]:
+def patch_problems(config: RunConfig) -> list[str]:
     """Return what would stop the making of a run's boxes, one line each; the photos must be well.
 
     What has to be trained first cannot be looked at.

@@ -36,7 +36,7 @@ from pgnn_geo.labels.seeds import refined_labels
 from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.masks import save_mask
 from pgnn_geo.nn import PGNN
-from pgnn_geo.patches import box_problems, describe_boxes, make_boxes, read_boxes
+from pgnn_geo.patches import describe_boxes, make_boxes, patch_problems, read_boxes
 from pgnn_geo.preflight import find_problems, raise_problems
 from pgnn_geo.run_folder import claim_folder, console, progress, timed
 from pgnn_geo.training.attention import train_attention
@@ -277,7 +277,7 @@ def _problems(config: RunConfig, segment: SegmentConfig | None) -> list[str]:
     """Return everything that would stop the run at any of its steps, one line each."""
     problems = find_problems(config.data, config.network)
     if not problems:
-        problems += box_problems(config)
+        problems += patch_problems(config)
     for labels in (config.labels, config.cam_labels):
         try:
             labels.build_refinement()
