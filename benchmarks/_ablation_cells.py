@@ -17,11 +17,13 @@ from torch import Tensor
 from pgnn_geo.checkpoint import load_attention_model
 from pgnn_geo.config import DataConfig
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.detect import PhotoBoxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.files import first_difference, write_json
 from pgnn_geo.labels.features import View, stem_bank
 from pgnn_geo.labels.inference import attention_maps
 from pgnn_geo.metrics import BackgroundSweep, SegmentationScores
+from pgnn_geo.patches import make_boxes
 from pgnn_geo.pipeline import train
 from pgnn_geo.run_folder import claim_folder, progress
 
@@ -57,7 +59,22 @@ class Photos:
         self.truth = build(with_masks=True)  # what is measured against, and nothing else
 
 
-def train_cell(planned: Planned, seed: int, photos: Photos, out: Path) -> Path:
+def boxes_of(planned: Planned, seed: int, photos: Photos, out: Path) -> PhotoBoxes | None:
+    """Return the boxes that are a variant's patches, if they are; the CAM's are kept with it."""
+    config = planned.seeded(seed)
+    if config.boxes is None:
+        return None
+    folder = out / "boxes"
+    if config.boxes.source == "attention":
+        folder = train_cell(planned.cam, seed, photos, out)
+    return make_boxes(
+        config, photos.tagged, folder / "boxes.json", folder / "model.pt", out / "stems"
+    )
+
+
+def train_cell(
+    planned: Planned, seed: int, photos: Photos, out: Path, boxes: PhotoBoxes | None = None
+) -> Path:
     """Train one variant with one seed, unless it is there; return its folder."""
     folder = out / "train" / f"{planned.variant}-seed{seed}"
     config = planned.seeded(seed)
@@ -70,7 +87,7 @@ def train_cell(planned: Planned, seed: int, photos: Photos, out: Path) -> Path:
                 stem_bank(backbone, photos.tagged, stems, view, progress, settings.precision)
         resumed = (folder / "checkpoints").is_dir()
         start = time.perf_counter()
-        train(config, planned.model, folder, photos.tagged, stems)
+        train(config, planned.model, folder, photos.tagged, stems, boxes)
         seconds = time.perf_counter() - start
         write_json(folder / "seconds.json", {"train": seconds, "resumed": resumed})
     # As large as the model three times over, and only an unfinished training needs it.
@@ -105,13 +122,14 @@ def measure_cell(
     planned: Planned, seed: int, photos: Photos, out: Path, device: torch.device
 ) -> dict[str, Any]:
     """Infer the maps of a trained variant, score them and write the result; return it."""
-    folder = train_cell(planned, seed, photos, out)
+    boxes = boxes_of(planned, seed, photos, out)
+    folder = train_cell(planned, seed, photos, out, boxes)
     for left in folder.glob("features-*"):  # gigabytes, by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
     model, _, ledger = load_attention_model(folder / "model.pt")
     start = time.perf_counter()
     maps = attention_maps(
-        model.to(device), photos.tagged, planned.map_config, out / "stems", folder, progress
+        model.to(device), photos.tagged, planned.map_config, out / "stems", folder, progress, boxes
     )
     seconds = time.perf_counter() - start
     by_background = score(maps, photos.truth, (*BACKGROUNDS, planned.background))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from pgnn_geo.config import ModelName, RunConfig
+from pgnn_geo.config import BoxConfig, ModelName, RunConfig
 from pgnn_geo.labels.inference import MapConfig
 
 Change = Callable[[RunConfig], RunConfig]
@@ -33,6 +33,11 @@ def network(**changes: Any) -> Change:
 def training(**changes: Any) -> Change:
     """Change the training."""
     return lambda config: replace(config, train=replace(config.train, **changes))
+
+
+def boxes(**values: Any) -> Change:
+    """Make the patches boxes."""
+    return lambda config: replace(config, boxes=BoxConfig(**values))
 
 
 def both(*changes: Change) -> Change:
@@ -80,6 +85,7 @@ def lambda_name(weights: Iterable[float]) -> str:
     return "lambda-" + "-".join(f"{weight:g}" for weight in weights)
 
 
+FILE_VARIANT = "boxes-file"  #: the one that is run only with the file of --boxes
 CLASSED = training(node_classes="references")
 VARIANTS: dict[str, Variant] = {
     "cam": Variant("cam"),
@@ -96,6 +102,8 @@ VARIANTS: dict[str, Variant] = {
     },
     **{f"grid-{grid}": Variant(change=network(grid=grid)) for grid in (2, 4, 6, 8)},
     **{lambda_name(weights): Variant(change=weighted(*weights)) for weights in LAMBDAS},
+    **{f"boxes-{k}": Variant(change=boxes(top_k=k)) for k in (3, 5, 10)},
+    FILE_VARIANT: Variant(change=boxes(source="file", file="the FILE of --boxes")),
 }
 
 BEFORE = {"source": "backbone", "propagate": "none"}
@@ -233,6 +241,19 @@ TABLES = (
         _with_maps([(str(weights), lambda_name(weights)) for weights in LAMBDAS]),
     ),
     Table(
+        "patches",
+        "Grid or boxes",
+        _with_maps(
+            [
+                ("grid of 4 x 4", "grid-4"),
+                *((f"best {k} boxes of attention maps", f"boxes-{k}") for k in (3, 5, 10)),
+                ("boxes of a file", FILE_VARIANT),
+            ],
+            ("after", "default"),
+        ),
+        headline=True,
+    ),
+    Table(
         "propagation",
         "Propagation",
         tuple(
@@ -265,6 +286,11 @@ class Planned:
         """Return the configuration of one seed."""
         return replace(self.config, train=replace(self.config.train, seed=seed))
 
+    @property
+    def cam(self) -> Planned:
+        """The baseline beside it, whose maps give it boxes."""
+        return replace(self, variant="cam", model="cam", config=replace(self.config, boxes=None))
+
 
 class Plan:
     """All rows under one base configuration, equal variants and maps under one name.
@@ -274,15 +300,19 @@ class Plan:
 
     Args:
         base (RunConfig): What the variants change.
+        box_file (str, optional): The boxes of the variant that has them from a file.
     """
 
-    def __init__(self, base: RunConfig) -> None:
+    def __init__(self, base: RunConfig, box_file: str | None = None) -> None:
         self.variants: dict[str, tuple[str, ModelName, RunConfig]] = {}
         seen: list[tuple[str, Any]] = []
         for name, variant in VARIANTS.items():
             config = variant.change(base)
+            if name == FILE_VARIANT and box_file is not None:
+                config = boxes(source="file", file=box_file)(config)
             layers = 0 if variant.model == "cam" else config.network.layers
-            trained = replace(config.network, layers=layers), config.train_of(variant.model)
+            settings = replace(config.network, layers=layers)
+            trained = settings, config.train_of(variant.model), config.boxes
             same = next((other for other, there in seen if there == trained), name)
             seen.append((name, trained))
             self.variants[name] = same, variant.model, config
@@ -320,6 +350,7 @@ def describe(planned: Planned, seed: int) -> dict[str, Any]:
         "model": planned.model,
         "network": asdict(config.network),
         "train": asdict(config.train_of(planned.model)),
+        "boxes": None if config.boxes is None else asdict(config.boxes),
         "map_config": asdict(planned.map_config),
         "background": planned.background,
     }

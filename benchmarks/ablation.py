@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from _ablation_cells import Photos, default_device, is_done, measure_cell, remove_stems
-from _ablation_plan import TABLES, Plan, Planned
+from _ablation_plan import FILE_VARIANT, TABLES, Plan, Planned
 from _ablation_report import write_report
 from _common import machine
 
 from pgnn_geo.config import DataConfig, ModelConfig, RunConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.files import write_json
+from pgnn_geo.patches import read_boxes
 from pgnn_geo.preflight import find_problems, raise_problems
 from pgnn_geo.run_folder import claim_folder, console
 
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument(
         "--backgrounds", type=Path, help="ablation.json of a --tune run: its best scores are taken"
     )
+    out.add_argument("--boxes", help="COCO results: boxes for a row of the table 'patches'")
     out.add_argument("--report", action="store_true", help="only write the tables of OUT anew")
     changes = out.add_argument_group("changes of the default run")
     changes.add_argument("--backbone", help="trunk")
@@ -98,6 +100,8 @@ def cells(plan: Plan, args: argparse.Namespace) -> Iterator[tuple[Planned, int]]
             if table.name not in args.tables or not wanted:
                 continue
             for planned in map(plan.of, table.rows):
+                if planned.variant == FILE_VARIANT and args.boxes is None:
+                    continue
                 key = planned.variant, planned.maps, seed
                 if key not in seen:
                     seen.add(key)
@@ -110,8 +114,11 @@ def run(args: argparse.Namespace) -> None:
     base = base_config(args, photos.split)
     args.out.mkdir(parents=True, exist_ok=True)
     claim_folder(args.out, base)
-    raise_problems([*photos.truth.check(), *find_problems(None, base.network)])
-    plan, device = Plan(base), default_device()
+    problems = [*photos.truth.check(), *find_problems(None, base.network)]
+    if args.boxes is not None and not problems:
+        read_boxes(Path(args.boxes), photos.tagged)
+    raise_problems(problems)
+    plan, device = Plan(base, args.boxes), default_device()
     previous = args.out / "settings.json"
     asked = json.loads(previous.read_text())["tables"] if previous.is_file() else []
     settings: dict[str, Any] = {
@@ -153,7 +160,8 @@ def report(out: Path, backgrounds: Path | None) -> None:
     except FileNotFoundError as error:
         raise InputError(f"{out} holds no ablation; run one first: {error}") from error
     args = argparse.Namespace(**settings["arguments"])
-    write_report(out, Plan(base_config(args, settings["data"]["split"])), settings, backgrounds)
+    plan = Plan(base_config(args, settings["data"]["split"]))
+    write_report(out, plan, settings, backgrounds)
     console.print(f"tables {out}/ablation.md, figures {out}/ablation.json")
 
 

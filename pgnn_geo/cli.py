@@ -27,6 +27,8 @@ try:
     from pgnn_geo.cli_parser import Parser
     from pgnn_geo.config import (
         CAM_LABELS,
+        BoxConfig,
+        BoxSourceName,
         DataConfig,
         LabelConfig,
         LabelConfigChanges,
@@ -62,6 +64,7 @@ MutualName = Literal["off", "literal", "tags"]
 PREDICT, SCALES = PredictConfig(), [1.0]
 SEGMENTATION, RECIPE = SegmentationNetworkConfig(), SegmentationTrainingConfigChanges()
 MODEL_MAPS, MODEL_LABELS = MapConfigChanges(), LabelConfigChanges()
+BOXES = BoxConfig()
 NETWORK, TRAINING, MAPS, LABELS = (
     ModelConfig(),
     AttentionTrainingConfig(),
@@ -125,6 +128,11 @@ def run(
     maps: MapConfig = MAPS,
     labels: LabelConfig = LABELS,
     cam_labels: LabelConfig = CAM_LABELS,
+    patches: Literal["grid", "boxes"] = "grid",
+    box_source: BoxSourceName = BOXES.source,
+    box_file: str | None = None,
+    top_k: int = BOXES.top_k,
+    box_size: int = BOXES.size,
     segment: Literal["off", "short", "deeplab"] = "short",
     segment_network: SegmentationNetworkConfig = SEGMENTATION,
     segment_train: SegmentationTrainingConfigChanges = RECIPE,
@@ -144,6 +152,12 @@ def run(
         maps: How attention maps are inferred.
         labels: How label images are made from the P-GNN's maps.
         cam_labels: How they are made from the baseline's.
+        patches: Of the P-GNN: the cells of a "grid", or "boxes" and what they leave.
+        box_source: Where boxes come from: "attention", the maps of the CAM, completed; "detector",
+            one trained on the tags into OUT/detector; or "file".
+        box_file: That file, COCO results; only with --box_source file.
+        top_k: Boxes of what is seen of a photo that are patches, the best ones.
+        box_size: Positions per side of a box's patch.
         segment: Recipe of stage 2, which trains DeepLab-v2 on the P-GNN's labels: "short" (hundreds
             of photos, a CPU) or "deeplab" (that of the paper, a GPU); "off" ends with the labels.
         segment_network: Its network.
@@ -154,6 +168,9 @@ def run(
         mutual_confidence: Probability from which on a prediction rewrites a label.
         **source: Which photos, tags and classes.
     """
+    boxes = BoxConfig(box_source, box_file, top_k, box_size)
+    if patches == "grid" and boxes != BOXES:
+        raise InputError("--box_source, --box_file, --top_k and --box_size want --patches boxes")
     stage2_config = None
     if segment != "off":
         training = recipe_with(segment, segment_train)
@@ -161,6 +178,8 @@ def run(
         stage2_config = Stage2Config(eval_split, segment_network, training, *rewriting)
     photos = DataConfig(root=root, **source)
     config = RunConfig(photos, network, train, maps, labels, cam_labels, stage2_config)
+    if patches == "boxes":
+        config = replace(config, boxes=boxes)
     pipeline.run(config, Path(out))
 
 
@@ -195,6 +214,7 @@ def label(
     checkpoint: str,
     root: str,
     out: str = "runs/labels",
+    boxes: str | None = None,
     maps: MapConfigChanges = MODEL_MAPS,
     labels: LabelConfigChanges = MODEL_LABELS,
     **source: Any,
@@ -205,13 +225,15 @@ def label(
         checkpoint: A model.pt that "train" or "run" wrote.
         root: Folder of the data set.
         out: Folder of the label images.
+        boxes: COCO results with the photos' boxes, for a P-GNN whose patches they are.
         maps: How attention maps are inferred; null is the default of such a model in "run".
         labels: How label images are made from them; null is the default of such a model in "run".
         **source: Which photos, tags and classes.
     """
     dataset = DataConfig(root=root, masks=None, **source).build()
     raise_problems(dataset.check())
-    folder = pipeline.label(Path(checkpoint), dataset, Path(out), maps, labels, None)
+    given = None if boxes is None else Path(boxes)
+    folder = pipeline.label(Path(checkpoint), dataset, Path(out), maps, labels, None, given)
     console.print(f"labels: {folder}")
 
 

@@ -4,9 +4,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, get_type_hints
 
 from pgnn_geo.datasets import VOC2012, Shapes, TaggedDataset, TaggedFolder
+from pgnn_geo.errors import InputError
 from pgnn_geo.labels.inference import MapConfig
 from pgnn_geo.labels.refine import (
     HALF_SIZE,
@@ -27,6 +28,7 @@ from pgnn_geo.training.segmentation import (
 )
 
 ModelName = Literal["cam", "pgnn"]
+BoxSourceName = Literal["attention", "detector", "file"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,39 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class BoxConfig:
+    """Patches that are boxes, see :mod:`pgnn_geo.patches`.
+
+    Args:
+        source (str): Where boxes come from: :obj:`"attention"`, the maps of the run's own CAM,
+            completed by propagation; :obj:`"detector"`, a detector trained on the run's tags; or
+            :obj:`"file"`.
+        file (str, optional): COCO results, see :class:`~pgnn_geo.detect.BoxFile`.
+        top_k (int): Boxes of what is seen of a photo that become nodes, the best ones; what they
+            leave is one more.
+        size (int): Positions per side of a box's patch.
+
+    Raises:
+        InputError: If a value is out of range, or a file is given without need or is missing.
+    """
+
+    source: BoxSourceName = "attention"
+    file: str | None = None
+    top_k: int = 5
+    size: int = 7
+
+    def __post_init__(self) -> None:
+        if self.source not in get_args(BoxSourceName):
+            raise InputError(f"box_source={self.source!r}: want one of {get_args(BoxSourceName)}")
+        if self.source == "file" and self.file is None:
+            raise InputError("box_source='file' needs a box_file of COCO results")
+        if self.source != "file" and self.file is not None:
+            raise InputError(f"box_file='{self.file}' wants box_source='file', not '{self.source}'")
+        if self.top_k < 1 or self.size < 1:
+            raise InputError(f"top_k={self.top_k}, box_size={self.size}: want 1 or more")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The network, see :class:`~pgnn_geo.nn.PGNN`.
 
@@ -103,11 +138,13 @@ class ModelConfig:
     heads: int = 8
     class_embedding: Literal["attention", "input"] | None = "attention"
 
-    def build(self, name: ModelName, num_classes: int) -> PGNN:
-        """Build the P-GNN, or its CAM baseline, which has no graph."""
+    def build(self, name: ModelName, num_classes: int, boxes: BoxConfig | None = None) -> PGNN:
+        """Build the P-GNN, on boxes if they are given, or its CAM baseline, which has no graph."""
         options = asdict(self)
         if name == "cam":
             options["layers"] = 0
+        elif boxes is not None:
+            options |= {"box_size": boxes.size, "top_k": boxes.top_k}
         return PGNN(num_classes=num_classes, **options)
 
 
@@ -231,7 +268,11 @@ class RunConfig:
 
     The CAM baseline sees the photos as often as the P-GNN, all on tags alone; its maps are not
     propagated, and it has a background score of its own. Stage 2 learns the P-GNN's labels;
-    without :obj:`segment` the run ends with them.
+    without :obj:`segment` the run ends with them. The P-GNN's patches are a grid's cells, or with
+    :obj:`boxes` those.
+
+    Raises:
+        InputError: If there are :obj:`boxes` and the network or its training has no use for them.
     """
 
     data: DataConfig
@@ -241,6 +282,18 @@ class RunConfig:
     labels: LabelConfig = field(default_factory=LabelConfig)
     cam_labels: LabelConfig = CAM_LABELS
     segment: Stage2Config | None = field(default_factory=Stage2Config)
+    boxes: BoxConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.boxes is None:
+            return
+        if self.network.layers == 0:
+            raise InputError("patches='boxes': they are nodes of the graph, and layers=0 has none")
+        if self.train.node_classes != "none":
+            raise InputError(
+                f"patches='boxes' have classes of their own; node_classes="
+                f"'{self.train.node_classes}' is for a grid"
+            )
 
     def train_of(self, name: ModelName) -> AttentionTrainingConfig:
         """Return how a model is trained."""

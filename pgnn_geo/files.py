@@ -78,12 +78,19 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def first_difference(found: Any, wanted: Any, path: str = "") -> str | None:
-    """Name the first setting in which two JSON values differ; :obj:`None` if they are the same."""
+    """Name the first setting in which two JSON values differ; :obj:`None` if they are the same.
+
+    A setting that is not there is null: what was recorded before there was such a setting.
+    """
     if found == wanted:
         return None
     if isinstance(found, dict) and isinstance(wanted, dict):
-        key = next(k for k in {**found, **wanted} if found.get(k) != wanted.get(k))
-        return first_difference(found.get(key), wanted.get(key), f"{path}.{key}".strip("."))
+        keys = list({**found, **wanted})
+        parts = (
+            first_difference(found.get(key), wanted.get(key), f"{path}.{key}".strip("."))
+            for key in keys
+        )
+        return next((part for part in parts if part), None)
     return f"{path}: {found!r} there, {wanted!r} asked for"
 
 

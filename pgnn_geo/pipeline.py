@@ -26,13 +26,17 @@ from pgnn_geo.config import (
     ledger_of,
 )
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.detect.photo_boxes import PhotoBoxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.evaluation import evaluate
 from pgnn_geo.files import first_difference, write_json
 from pgnn_geo.labels.inference import attention_maps
 from pgnn_geo.labels.refine import DenseCRF
 from pgnn_geo.labels.seeds import refined_labels
+from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.masks import save_mask
+from pgnn_geo.nn import PGNN
+from pgnn_geo.patches import describe_boxes, make_boxes, patch_problems, read_boxes
 from pgnn_geo.preflight import find_problems, raise_problems
 from pgnn_geo.run_folder import claim_folder, console, progress, timed
 from pgnn_geo.training.attention import train_attention
@@ -46,7 +50,8 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
 
     Leaves :obj:`MODEL/model.pt`, :obj:`MODEL/labels/ID.png`, :obj:`overlays/*.png` and
     :obj:`metrics.json`, MODEL being :obj:`cam` and :obj:`pgnn`, and in :obj:`segmentation` what
-    :func:`~pgnn_geo.stage2.segment` leaves, trained on the labels of :obj:`pgnn`.
+    :func:`~pgnn_geo.stage2.segment` leaves, trained on the labels of :obj:`pgnn`. If the patches
+    are boxes, also :obj:`boxes.json`, see :func:`~pgnn_geo.patches.make_boxes`.
 
     Args:
         config (RunConfig): What to do.
@@ -59,7 +64,8 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
         InputError: If the data or weights cannot be used (everything wrong with them at once), or
             if :obj:`out` holds a run of another configuration.
     """
-    claim_folder(out, config)
+    if (out / "config.json").is_file():
+        claim_folder(out, config)
     if (out / "metrics.json").is_file():
         metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
         console.print(f"{out} is done; choose another --out to start anew.")
@@ -69,14 +75,20 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
     segment = config.segment_on(out / "pgnn" / "labels")
     with timed("check"):
         raise_problems(_problems(config, segment))
+    claim_folder(out, config)  # not before: a mistake leaves nothing behind
     dataset = config.data.build()
-    for name in get_args(ModelName):
-        train(config, name, out / name, dataset, stems=out / "stems")
+    stems, boxes = out / "stems", None
+    cam = train(config, "cam", out / "cam", dataset, stems)
+    if config.boxes is not None:
+        boxes = make_boxes(config, dataset, out / "boxes.json", cam, stems)
+    train(config, "pgnn", out / "pgnn", dataset, stems, boxes)
     for name in get_args(ModelName):
         model, folder = out / name / "model.pt", out / name / "labels"
-        label(model, dataset, folder, config.maps_of(name), config.labels_of(name), out / "stems")
-    shutil.rmtree(out / "stems", ignore_errors=True)  # gigabytes that only stage 1 needs
-    metrics = summarize(config, out, dataset)
+        maps, labels = config.maps_of(name), config.labels_of(name)
+        used = None if boxes is None or name == "cam" else out / "boxes.json"
+        label(model, dataset, folder, maps, labels, stems, used)
+    shutil.rmtree(stems, ignore_errors=True)  # gigabytes that only stage 1 needs
+    metrics = summarize(config, out, dataset, boxes)
     _show_pseudo_labels(metrics)
     if segment is not None:
         metrics |= _segmentation(metrics, stage2.train_and_measure(segment, out / "segmentation"))
@@ -89,18 +101,32 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
 
 
 def train(
-    config: RunConfig, name: ModelName, out: Path, dataset: TaggedDataset, stems: Path
+    config: RunConfig,
+    name: ModelName,
+    out: Path,
+    dataset: TaggedDataset,
+    stems: Path,
+    boxes: PhotoBoxes | None = None,
 ) -> Path:
-    """Train one model into :obj:`out/model.pt`, unless it is there; return that path."""
+    """Train one model into :obj:`out/model.pt`, unless it is there; return that path.
+
+    Args:
+        config (RunConfig): How.
+        name (str): Which one.
+        out (Path): The folder; made if it is missing.
+        dataset (TaggedDataset): Photos with tags.
+        stems (Path): Where outputs of frozen stages are kept for reuse.
+        boxes (PhotoBoxes, optional): The P-GNN's patches, if :obj:`config` has them for boxes.
+    """
     path = out / "model.pt"
     if path.is_file():
         return path
     with timed(f"train {name}"):
         seed_everything(config.train.seed, workers=True, verbose=False)
-        model = config.network.build(name, len(dataset.classes))
+        model = config.network.build(name, len(dataset.classes), config.boxes)
         train = config.train_of(name)
-        train_attention(model, dataset, out, train, stems, name, console, progress)
-        save_attention_model(path, model, dataset.classes, ledger_of(config, dataset))
+        train_attention(model, dataset, out, train, stems, name, console, progress, boxes)
+        save_attention_model(path, model, dataset.classes, _ledger(config, dataset, boxes))
     return path
 
 
@@ -111,6 +137,7 @@ def label(
     maps: MapConfigChanges,
     labels: LabelConfigChanges,
     stems: Path | None,
+    boxes: Path | None = None,
 ) -> Path:
     """Write the pseudo-labels of a trained model as :obj:`out/ID.png`, unless all are there.
 
@@ -124,10 +151,13 @@ def label(
             such a model, see :func:`~pgnn_geo.config.label_defaults`.
         labels (LabelConfig): How label images are made from them, in the same way.
         stems (Path, optional): Where outputs of frozen stages are kept for reuse.
+        boxes (Path, optional): COCO results with the photos' boxes, for a model whose patches they
+            are.
 
     Raises:
-        InputError: If the model was trained for other classes, if :obj:`out` holds labels made
-            from something else, if it cannot be written, or if the refinement cannot be had.
+        InputError: If the model was trained for other classes or other patches, if :obj:`out` holds
+            labels made from something else, if it cannot be written, or if the refinement cannot be
+            had.
     """
     model, classes, ledger = load_attention_model(checkpoint)
     if classes != dataset.classes:
@@ -137,7 +167,10 @@ def label(
         )
     map_config, label_config = label_defaults(model, maps, labels)
     label_config.build_refinement()  # which raises now, not after the maps
-    record = {
+    patches = _patches(model, checkpoint, boxes, dataset)
+    if patches is not None:
+        ledger = ledger.merged(patches.ledger)
+    record: dict[str, Any] = {
         "model": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
         "images": len(dataset),
         "classes": classes,
@@ -145,6 +178,8 @@ def label(
         "labels": asdict(label_config),
         "supervision": ledger.to_dict(),
     }
+    if boxes is not None:
+        record["boxes"] = hashlib.sha256(boxes.read_bytes()).hexdigest()
     record = json.loads(json.dumps(record))
     done = out / "labels.json"
     if done.is_file():
@@ -159,12 +194,28 @@ def label(
     except OSError as error:
         raise InputError(f"Output folder {out} cannot be written: {error}") from error
     with timed(f"label {out}"):
-        attention = attention_maps(model, dataset, map_config, stems, out.parent, progress)
+        attention = attention_maps(model, dataset, map_config, stems, out.parent, progress, patches)
         masks = label_images(dataset, attention, label_config)
         for image_id, mask in zip(dataset.image_ids, masks, strict=True):
             save_mask(out / f"{image_id}.png", mask)
         write_json(done, record)
     return out
+
+
+def _patches(
+    model: PGNN, checkpoint: Path, boxes: Path | None, dataset: TaggedDataset
+) -> PhotoBoxes | None:
+    """Return the boxes that a model needs for its patches, if it does."""
+    if model.needs_boxes and boxes is None:
+        raise InputError(
+            f"The patches of {checkpoint} are boxes: pass the photos' with --boxes FILE (COCO "
+            "results; those of a run are its boxes.json)."
+        )
+    if boxes is None:
+        return None
+    if not model.needs_boxes:
+        raise InputError(f"The patches of {checkpoint} are no boxes; leave out --boxes {boxes}.")
+    return read_boxes(boxes, dataset)
 
 
 def label_images(
@@ -190,9 +241,13 @@ def label_images(
         yield from refined_labels(photos(), refinement, config.background, config.power)
 
 
-def summarize(config: RunConfig, out: Path, dataset: TaggedDataset) -> dict[str, Any]:
+def summarize(
+    config: RunConfig, out: Path, dataset: TaggedDataset, boxes: PhotoBoxes | None = None
+) -> dict[str, Any]:
     """Return what :obj:`metrics.json` says of stage 1, and draw the overlay sheets."""
     metrics: dict[str, Any] = {}
+    if config.boxes is not None and boxes is not None:
+        metrics["boxes"] = describe_boxes(boxes, config.boxes)
     truth = config.data.build(with_masks=True) if config.data.has_masks() else None
     if truth is not None:
         for name in get_args(ModelName):
@@ -206,13 +261,23 @@ def summarize(config: RunConfig, out: Path, dataset: TaggedDataset) -> dict[str,
         "classes": list(dataset.classes),
         "background": {name: asdict(config.labels_of(name)) for name in get_args(ModelName)},
         "seed": config.train.seed,
-        "supervision": ledger_of(config, dataset).to_list(),
+        "supervision": _ledger(config, dataset, boxes).to_list(),
     }
+
+
+def _ledger(
+    config: RunConfig, dataset: TaggedDataset, boxes: PhotoBoxes | None
+) -> SupervisionLedger:
+    """Return what a model is trained from, its patches included."""
+    ledger = ledger_of(config, dataset)
+    return ledger if boxes is None else ledger.merged(boxes.ledger)
 
 
 def _problems(config: RunConfig, segment: SegmentConfig | None) -> list[str]:
     """Return everything that would stop the run at any of its steps, one line each."""
     problems = find_problems(config.data, config.network)
+    if not problems:
+        problems += patch_problems(config)
     for labels in (config.labels, config.cam_labels):
         try:
             labels.build_refinement()

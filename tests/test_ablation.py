@@ -246,6 +246,38 @@ def test_equal_maps_are_inferred_once(plan: ModuleType) -> None:
     assert found.of(row("", "tags", "after")).maps == "after"
 
 
+def test_boxes_are_other_variants_beside_the_same_cam(plan: ModuleType) -> None:
+    base = RunConfig(DataConfig("voc", "nowhere"))
+    found, row = plan.Plan(base, "my.json"), plan.Row
+    names = {name: value[0] for name, value in found.variants.items()}
+    assert len({names[name] for name in ("pgnn", "boxes-3", "boxes-5", "boxes-10")}) == 4
+    planned = found.of(row("", "boxes-3", "after"))
+    assert (planned.config.boxes.source, planned.config.boxes.top_k) == ("attention", 3)
+    cam = found.of(row("", "cam", "before"))
+    assert planned.cam.seeded(1) == cam.seeded(1) and planned.cam.variant == cam.variant
+    assert plan.describe(planned, 0)["boxes"]["top_k"] == 3
+    assert plan.describe(cam, 0)["boxes"] is None
+    assert found.of(row("", "boxes-file", "after")).config.boxes.file == "my.json"
+
+
+@pytest.mark.slow
+def test_boxes_of_the_cam_and_of_a_file(voc: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "out", [*SMALL[:-1], "patches", "--seeds", 0]
+    ablation("--root", voc, "--out", out, *options)
+    made = out / "train" / "cam-seed0" / "boxes.json"
+    assert made.is_file() and not list(out.glob("cells/boxes-file*"))
+    labels = {path.name for path in (out / "cells").iterdir()}
+    ablation("--root", voc, "--out", out, *options, "--boxes", made)
+    assert {path.name for path in (out / "cells").iterdir()} > labels
+    rows = json.loads((out / "ablation.json").read_text())["tables"][0]["rows"]
+    assert [row["variant"] for row in rows[::2]] == [
+        *("pgnn", "boxes-3", "boxes-5", "boxes-10", "boxes-file")
+    ]
+    best, given = rows[4:6], rows[8:10]  # five boxes of the CAM's, and the same from a file
+    for own, other in zip(best, given, strict=True):
+        assert own["miou"] == other["miou"] and own["oracle_miou"] == other["oracle_miou"]
+
+
 def test_which_background_score_is_fixed(plan: ModuleType) -> None:
     base = RunConfig(DataConfig("voc", "nowhere"))
     base = replace(base, train=replace(base.train, foreground=0.7, background=0.2))

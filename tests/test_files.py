@@ -53,3 +53,7 @@ def test_first_difference():
         "b.c: [1, 2] there, [1] asked for"
     )
     assert first_difference(found, {"a": 1}).startswith("b: {'c': [1, 2]")
+    # A setting that there was not yet is one that is not made use of.
+    assert first_difference(found, {**found, "e": None}) is None
+    assert first_difference(found, {"e": None, **found, "a": 2}) == "a: 1 there, 2 asked for"
+    assert first_difference(found, {**found, "e": {"f": 1}}) == "e: None there, {'f': 1} asked for"

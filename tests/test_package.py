@@ -16,7 +16,7 @@ EXTRAS = (
 )
 #: The modules around the package's folders, in which a whole job is put together.
 APPLICATION = ("config", "run_folder", "preflight", "evaluation", "stage2", "pipeline", "cli")
-APPLICATION += ("detection", "cli_detect")
+APPLICATION += ("detection", "patches", "cli_detect")
 #: What no module of a folder may import: dependencies point one way.
 FORBIDDEN = {
     **dict.fromkeys(

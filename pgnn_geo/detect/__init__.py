@@ -9,7 +9,7 @@ from pgnn_geo.detect.adjuster import (
 )
 from pgnn_geo.detect.attention_boxes import AttentionBoxConfig, AttentionBoxes, attention_boxes
 from pgnn_geo.detect.auxiliary import AuxiliaryBoxes
-from pgnn_geo.detect.box_file import BoxFile, cached_boxes, write_boxes
+from pgnn_geo.detect.box_file import BoxFile, box_record, cached_boxes, write_boxes
 from pgnn_geo.detect.boxes import (
     BoxSource,
     ImageBoxes,
@@ -42,6 +42,7 @@ from pgnn_geo.detect.oicr import (
     oicr_labels,
     refinement_loss,
 )
+from pgnn_geo.detect.photo_boxes import PhotoBoxes
 from pgnn_geo.detect.proposals import ProposalCache, ProposalConfig, selective_search
 from pgnn_geo.detect.weak_detector import (
     WeakDetector,
@@ -64,12 +65,14 @@ __all__ = [
     "DetectorFile",
     "ImageBoxes",
     "OICRLabels",
+    "PhotoBoxes",
     "ProposalCache",
     "ProposalConfig",
     "WeakDetector",
     "WeakDetectorOutput",
     "attention_boxes",
     "average_precision",
+    "box_record",
     "boxes_of_mask",
     "boxes_to_photo",
     "boxes_to_view",

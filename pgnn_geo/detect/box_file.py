@@ -140,6 +140,24 @@ def write_boxes(
     write_json(_record_path(Path(path)), record)
 
 
+def box_record(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What :func:`write_boxes` wrote beside a file of boxes; :obj:`None` if there is no such file.
+
+    Also :obj:`None` without a record, or with one that belongs to another content.
+
+    Args:
+        path (str or PathLike): The JSON file of the boxes.
+
+    Returns:
+        The :obj:`classes`, :obj:`images`, :obj:`ledger` and :obj:`made_from` of the boxes.
+
+    Raises:
+        InputError: If a file is there that cannot be read.
+    """
+    target = Path(path)
+    return _read_record(target, _read(target)) if target.is_file() else None
+
+
 def cached_boxes(
     path: str | os.PathLike[str],
     source: BoxSource,
@@ -161,7 +179,7 @@ def cached_boxes(
         InputError: If the source or the file cannot be used.
     """
     target = Path(path)
-    record = _read_record(target, _read(target)) if target.is_file() else None
+    record = box_record(target)
     wanted = json.loads(json.dumps(made_from))
     if (
         record is None

@@ -214,6 +214,11 @@ class ProposalCache:
         return self.folder / f"{image_id}.npz"
 
 
+def check_selective_search() -> None:
+    """Raise :class:`InputError` if OpenCV or its contrib modules are missing."""
+    _segmentation()
+
+
 def _segmentation() -> Any:
     """OpenCV's module of selective search."""
     try:

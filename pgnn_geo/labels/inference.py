@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.backbones import Backbone, build_backbone
 from pgnn_geo.nn.decoder import ActivationName
 from pgnn_geo.precision import Precision, autocast
+
+if TYPE_CHECKING:  # boxes are made from maps: detect imports labels, not the other way
+    from pgnn_geo.detect.photo_boxes import PhotoBoxes
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def attention_maps(
     stem_folder: Path | None = None,
     scratch_folder: Path | None = None,
     progress: Progress = no_progress,
+    boxes: "PhotoBoxes | None" = None,
 ) -> list[Tensor]:
     r"""Return the attention maps of every photo's tagged classes.
 
@@ -101,6 +105,7 @@ def attention_maps(
             the call: :math:`2 M C h w` bytes, :math:`C` being the channels of the last two stages
             and of what :obj:`source` needs. The system's temporary folder if not given.
         progress (callable, optional): Progress display.
+        boxes (PhotoBoxes, optional): The photos' boxes, which a graph whose nodes are boxes needs.
 
     Returns:
         For each photo, maps :obj:`[k, h, w]` in :math:`[0, 1]` of its :obj:`k` tagged classes in
@@ -108,11 +113,16 @@ def attention_maps(
 
     Raises:
         InputError: If the data set has no tags, or :obj:`propagation_features="pretrained"` and the
-            model was trained from random weights.
+            model was trained from random weights, or its boxes are missing.
     """
     config = config or MapConfig()
     if dataset.tags is None:
         raise InputError("Attention maps need image tags; this split has none.")
+    before = model.backbone_decoder is None or config.source == "backbone"
+    if before or not model.needs_boxes:
+        boxes = None
+    elif boxes is None or len(boxes) != len(dataset):
+        raise InputError(f"The nodes of this model's graph are boxes; want {len(dataset)} photos'.")
     tags = dataset.tags.bool()
     reference = None if config.propagate == "none" else _reference_backbone(model, config)
     training, stride = model.training, model.backbone.output_stride
@@ -122,7 +132,6 @@ def attention_maps(
     side = -(-config.size // config.output_stride)
     owners, classes = tags.nonzero(as_tuple=True)
     total = TaggedMaps(torch.zeros(len(owners), side, side), owners, classes, tags)
-    before = model.backbone_decoder is None or config.source == "backbone"
     width = model.num_classes if before else model.backbone.out_channels
     try:
         for scale in config.scales:
@@ -144,7 +153,7 @@ def attention_maps(
                     )
                 else:
                     with autocast(config.precision, device):
-                        scores = _graph_scores(model, evidence, total, config)
+                        scores = _graph_scores(model, evidence, total, config, boxes)
                 features = bank.channels(width)
                 ridge = config.propagation_whitening if reference is not None else None
                 maps = propagate(
@@ -229,10 +238,17 @@ def _outputs(
 
 
 def _graph_scores(
-    model: PGNN, features: FeatureBank, rows: TaggedMaps, config: MapConfig
+    model: PGNN,
+    features: FeatureBank,
+    rows: TaggedMaps,
+    config: MapConfig,
+    boxes: "PhotoBoxes | None",
 ) -> Tensor:
     """Return the score map :obj:`[R, h, w]` after the graph of every photo and tagged class."""
     device = model.backbone.device
+    # Features of the mirrored photo were turned back, so boxes are never mirrored here.
+    every = torch.arange(len(features))
+    nodes = None if boxes is None else boxes.shown(every, features.shape[2:], device=device)
     groups = partner_groups(
         rows.tags, partners=config.partners, group_size=config.group_size, seed=config.seed
     )
@@ -243,7 +259,11 @@ def _graph_scores(
         x = features[unique].to(device)[inverse.to(device)]
         group = torch.arange(len(x), device=device) // config.group_size
         tags = rows.tags[photos.flatten()].to(device)
-        maps = model.forward_features(x, group, tags).scores  # [4 P N, K, h, w]
+        box, label = (
+            ([part[i] for i in photos.flatten()] for part in nodes) if nodes else [None] * 2
+        )
+        output = model.forward_features(x, group, tags, boxes=box, box_class=label)
+        maps = output.scores  # [4 P N, K, h, w]
         maps = maps.view(len(photos), config.partners, config.group_size, *maps.shape[1:])
         anchors = maps[:, :, 0].mean(dim=1)
         picked = classes.to(device).view(-1, 1, 1, 1).expand(-1, 1, *anchors.shape[-2:])

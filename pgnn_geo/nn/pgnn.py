@@ -62,6 +62,8 @@ class PGNN(nn.Module):
             given: :obj:`"none"`: all are background; :obj:`"maps"`: with :obj:`tags`, the maps of
             the head before the graph, see :func:`~pgnn_geo.graph.geometry.patch_class`.
             (default: :obj:`"none"`)
+        top_k (int, optional): With :obj:`box_size`, boxes of an image that become nodes, the first
+            ones; all if not given. (default: :obj:`None`)
 
     Shapes:
         - **input:** images :math:`(B, 3, H, W)` in :math:`[0, 1]`; group :math:`(B)` sorted group
@@ -89,6 +91,7 @@ class PGNN(nn.Module):
         freeze_stages: int = 0,
         activation: ActivationName = "relu",
         node_classes: NodeClassesName = "none",
+        top_k: int | None = None,
     ):
         super().__init__()
         self.config = {
@@ -104,11 +107,15 @@ class PGNN(nn.Module):
             "freeze_stages": freeze_stages,
             "activation": activation,
             "node_classes": node_classes,
+            "top_k": top_k,
         }
         self.activation = activation
         self.node_classes = node_classes
         if layers < 0:
             raise InputError(f"'layers' must be 0 (no graph: CAM) or more, got {layers}.")
+        if top_k is not None and (box_size is None or top_k < 1):
+            raise InputError(f"'top_k' must be 1 or more and needs 'box_size', got {top_k}.")
+        self.top_k = top_k
         self.num_classes = num_classes
         self.backbone = build_backbone(backbone, weights, output_stride, freeze_stages)
         channels = self.backbone.out_channels
@@ -130,6 +137,11 @@ class PGNN(nn.Module):
         # The head before the graph keeps the features telling by themselves.
         self.backbone_decoder = AttentionDecoder(channels, num_classes) if layers else None
         self.decoder = AttentionDecoder(channels, num_classes)
+
+    @property
+    def needs_boxes(self) -> bool:
+        """Whether there is a graph and its nodes are boxes."""
+        return len(self.blocks) > 0 and self.builder.grid is None
 
     def set_activation(self, activation: ActivationName) -> "PGNN":
         """Set how scores become maps, in place, see :class:`PGNN`."""
@@ -162,7 +174,8 @@ class PGNN(nn.Module):
                 :obj:`node_classes="maps"`.
             node_class (torch.Tensor, optional): Class of each grid node :obj:`[V]`.
             boxes, box_class (list of torch.Tensor, optional): Per image, :obj:`[k, 4]` boxes in
-                feature pixels and their classes :obj:`[k]`.
+                feature pixels and their classes :obj:`[k]`, the best first if there is
+                :obj:`top_k`.
 
         Raises:
             InputError: If an argument has the wrong rank, order or range.
@@ -188,6 +201,11 @@ class PGNN(nn.Module):
             backbone_scores, backbone_logits = self.backbone_decoder(features)
             if node_class is None and tags is not None and self.node_classes == "maps":
                 node_class = self._classes_from_maps(backbone_scores, tags)
+            if self.top_k is not None:
+                boxes, box_class = (
+                    None if part is None else [own[: self.top_k] for own in part]
+                    for part in (boxes, box_class)
+                )
             batch = self.builder(
                 features, group=group, node_class=node_class, boxes=boxes, box_class=box_class
             )

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.detect.photo_boxes import PhotoBoxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph.geometry import patch_class
 from pgnn_geo.labels import AttentionStore
@@ -30,7 +31,7 @@ from pgnn_geo.training.complementary import (
     complementary_terms,
 )
 from pgnn_geo.training.completion import MapCompletion
-from pgnn_geo.training.stems import group_loader, photo_view
+from pgnn_geo.training.stems import graph_of, group_loader, photo_view, with_boxes
 
 COMPLETION = MapConfig(source="backbone", activation="relu", propagate="both", output_stride=8)
 
@@ -96,6 +97,13 @@ class AttentionTrainingConfig:
                 "more, and 0 or more"
             )
 
+    @property
+    def completion_maps(self) -> MapConfig:
+        """Return :obj:`completion`, its precision settled."""
+        if self.completion.precision == "auto":
+            return replace(self.completion, precision=self.precision)
+        return self.completion
+
 
 class AttentionModule(LightningModule):
     r"""Trains a :class:`~pgnn_geo.nn.PGNN` on image tags, then toward its own completed maps.
@@ -111,13 +119,19 @@ class AttentionModule(LightningModule):
         config (AttentionTrainingConfig): Hyper-parameters.
         previous (PreviousMaps, optional): The previous epoch's maps, which the mode
             :obj:`"erase"` needs. (default: :obj:`None`)
+        boxes (PhotoBoxes, optional): The boxes of all photos, for a network whose nodes they are.
+            (default: :obj:`None`)
 
     Raises:
-        InputError: If a hyper-parameter is out of range, or does not fit the network.
+        InputError: If a hyper-parameter is out of range, or it or the boxes do not fit the network.
     """
 
     def __init__(
-        self, model: PGNN, config: AttentionTrainingConfig, previous: PreviousMaps | None = None
+        self,
+        model: PGNN,
+        config: AttentionTrainingConfig,
+        previous: PreviousMaps | None = None,
+        boxes: PhotoBoxes | None = None,
     ):
         super().__init__()
         self.model = model
@@ -132,6 +146,13 @@ class AttentionModule(LightningModule):
                 raise InputError("node_classes='references' needs a grid; boxes have classes")
             if not config.completion_epochs:
                 raise InputError("node_classes='references' needs completion_epochs of 1 or more")
+        if model.needs_boxes != (boxes is not None):
+            raise InputError(
+                "The network's nodes are boxes; give the photos' boxes."
+                if model.needs_boxes
+                else "The network's nodes are not boxes; it has no use for those given."
+            )
+        self.boxes = boxes
 
     def features(self, batch: dict[str, Any]) -> Tensor:
         """Run the backbone on a batch that holds either :obj:`image` or the frozen :obj:`stem`."""
@@ -141,19 +162,23 @@ class AttentionModule(LightningModule):
 
     def forward(self, batch: dict[str, Any]) -> PGNNOutput:
         """Run the model on a batch of groups."""
-        return self.model.forward_features(self.features(batch), group=batch["group"])
+        features = self.features(batch)
+        batch = with_boxes(batch, self.boxes, features)
+        return self.model.forward_features(features, **graph_of(batch))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of one batch of groups."""
-        loss = self._tag_loss(batch) if self.references is None else self._reference_loss(batch)
+        features = self.features(batch)
+        batch = with_boxes(batch, self.boxes, features)
+        loss_of = self._tag_loss if self.references is None else self._reference_loss
+        loss = loss_of(batch, features)
         self.log(
             "loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["group"])
         )
         return loss
 
-    def _tag_loss(self, batch: dict[str, Any]) -> Tensor:
-        features = self.features(batch)
-        output = self.model.forward_features(features, group=batch["group"])
+    def _tag_loss(self, batch: dict[str, Any], features: Tensor) -> Tensor:
+        output = self.model.forward_features(features, **graph_of(batch))
         if self.complementary is None:
             return classification_loss(output.logits, batch["tags"], output.backbone_logits)
         terms = complementary_terms(
@@ -171,9 +196,8 @@ class AttentionModule(LightningModule):
                 self.log(name, term, on_step=False, on_epoch=True, batch_size=len(batch["group"]))
         return terms.total
 
-    def _reference_loss(self, batch: dict[str, Any]) -> Tensor:
+    def _reference_loss(self, batch: dict[str, Any], features: Tensor) -> Tensor:
         assert self.references is not None
-        features = self.features(batch)
         index, crop, flip = photo_view(batch, self.references.sizes)
         reference = self.references.read(index, crop, flip, size=features.shape[2:])
         reference = reference.to(features.device)
@@ -181,7 +205,7 @@ class AttentionModule(LightningModule):
         if self.model.node_classes == "maps":
             assert self.model.builder.grid is not None
             node_class = patch_class(reference, self.model.builder.grid)
-        output = self.model.forward_features(features, group=batch["group"], node_class=node_class)
+        output = self.model.forward_features(features, node_class=node_class, **graph_of(batch))
         loss: Tensor = self.seeding(output.scores, reference, batch["tags"])
         if output.backbone_scores is not None:
             loss = loss + 0.4 * self.seeding(output.backbone_scores, reference, batch["tags"])
@@ -221,6 +245,7 @@ def train_attention(
     name: str = "attention",
     console: Console | None = None,
     progress: Progress = no_progress,
+    boxes: PhotoBoxes | None = None,
 ) -> PGNN:
     """Train :obj:`model` on a data set's tags; a run that was cut off goes on where it stopped.
 
@@ -236,14 +261,18 @@ def train_attention(
         name (str): How progress lines call it. (default: :obj:`"attention"`)
         console (rich.console.Console, optional): Where progress lines go.
         progress (callable, optional): Progress display of the frozen stages.
+        boxes (PhotoBoxes, optional): The photos' boxes, for a network whose nodes they are; there
+            may be photos without any.
 
     Returns:
         The trained model, in evaluation mode.
 
     Raises:
-        InputError: If the data set has no tags.
+        InputError: If the data set has no tags, or the boxes do not fit it or the network.
     """
     config = config or AttentionTrainingConfig()
+    if boxes is not None and (len(boxes) != len(dataset) or not boxes.counts.any()):
+        raise InputError(f"Want boxes of {len(dataset)} photos, at least one; got {boxes}.")
     seed_everything(config.seed, workers=True, verbose=False)
     checkpoint = ModelCheckpoint(  # after each epoch, in place of the one before
         dirpath=out / "checkpoints", filename="last", enable_version_counter=False
@@ -255,21 +284,19 @@ def train_attention(
         previous = PreviousMaps(dataset, config.epochs, config.complementary_loss, out / "previous")
         callbacks.append(previous)
     if config.completion_epochs:
-        maps = config.completion
-        if maps.precision == "auto":
-            maps = replace(maps, precision=config.precision)
         callbacks.append(
             MapCompletion(
                 dataset,
                 config.epochs,
-                maps,
+                config.completion_maps,
                 out / "references",
                 folder,
                 progress,
                 node_classes=config.node_classes == "references",
+                boxes=boxes,
             )
         )
-    module = AttentionModule(model, config, previous)
+    module = AttentionModule(model, config, previous, boxes)
     trainer = Trainer(
         max_epochs=config.epochs + config.completion_epochs,
         precision=resolve_precision(config.precision),

@@ -13,7 +13,7 @@ from pgnn_geo.labels import AttentionStore
 from pgnn_geo.losses import SoftComplementaryLoss, SoftComplementaryTerms
 from pgnn_geo.nn import PGNN, PGNNOutput
 from pgnn_geo.nn.decoder import activate
-from pgnn_geo.training.stems import empty_store, photo_view
+from pgnn_geo.training.stems import empty_store, graph_of, photo_view
 
 ComplementaryName = Literal["off", "stable", "paper", "erase"]
 
@@ -157,14 +157,14 @@ def complementary_terms(
     Args:
         loss (SoftComplementaryLoss): The loss.
         model (PGNN): The network.
-        batch (dict): What :obj:`output` was computed from.
+        batch (dict): What :obj:`output` was computed from, with the boxes if there are any.
         features (torch.Tensor): The output of the backbone.
         output (PGNNOutput): The output of the network.
         epoch (int): The current epoch, from 0.
         previous (PreviousMaps, optional): The previous maps, for :obj:`"erase"`.
         group_size (int): Images in a group.
     """
-    group, tags = batch["group"], batch["tags"]
+    tags, graph = batch["tags"], graph_of(batch)
     attention = activate(output.scores, "relu", tags)
     reference = None
     if previous is not None and previous.read is not None and epoch >= loss.warmup:
@@ -176,7 +176,7 @@ def complementary_terms(
         tags,
         backbone_logits=output.backbone_logits,
         features=features,
-        classify=lambda masked: model.forward_features(masked, group=group).logits,
+        classify=lambda masked: model.forward_features(masked, **graph).logits,
         modules=[module for name, module in model.named_children() if name != "backbone"],
         reference=reference,
         epoch=epoch,

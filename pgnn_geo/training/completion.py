@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.detect.photo_boxes import PhotoBoxes
 from pgnn_geo.labels import AttentionStore
 from pgnn_geo.labels.features import Progress, no_progress
 from pgnn_geo.labels.inference import MapConfig, attention_maps
@@ -30,6 +31,8 @@ class MapCompletion(Callback):
         progress (callable, optional): Progress display.
         node_classes (bool): Whether the graph's nodes have classes from then on.
             (default: :obj:`False`)
+        boxes (PhotoBoxes, optional): The photos' boxes, if they are the graph's nodes.
+            (default: :obj:`None`)
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class MapCompletion(Callback):
         stem_folder: Path,
         progress: Progress = no_progress,
         node_classes: bool = False,
+        boxes: PhotoBoxes | None = None,
     ) -> None:
         self.dataset = dataset
         self.epochs = epochs
@@ -49,6 +53,7 @@ class MapCompletion(Callback):
         self.stem_folder = stem_folder
         self.progress = progress
         self.node_classes = node_classes
+        self.boxes = boxes
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make or open the store when its time has come."""
@@ -66,7 +71,7 @@ class MapCompletion(Callback):
     def _write(self, model: PGNN) -> None:
         scratch = self.folder.parent  # gigabytes for a large data set: not the system's folder
         maps = attention_maps(
-            model, self.dataset, self.maps, self.stem_folder, scratch, self.progress
+            model, self.dataset, self.maps, self.stem_folder, scratch, self.progress, self.boxes
         )
         tags = tags_of(self.dataset)
         work = self.folder.with_name(f".{self.folder.name}.unfinished")

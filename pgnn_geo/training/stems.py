@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pgnn_geo.datasets import ClassGroupSampler, TaggedDataset, TrainTransform, collate_groups
+from pgnn_geo.detect.photo_boxes import PhotoBoxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.labels import AttentionStore
 from pgnn_geo.labels.feature_bank import FeatureBank
@@ -197,6 +198,26 @@ def photo_view(batch: dict[str, Any], sizes: Tensor) -> tuple[Tensor, Tensor, Te
         return index, batch["crop"].cpu(), flip
     height, width = sizes[index].T
     return index, batch["window"].cpu() * torch.stack([width, height, width, height], dim=1), flip
+
+
+def with_boxes(batch: dict[str, Any], boxes: PhotoBoxes | None, features: Tensor) -> dict[str, Any]:
+    """Add :obj:`boxes` and :obj:`box_class` to a batch: those in what its feature maps show.
+
+    Args:
+        batch (dict): From :func:`group_loader`.
+        boxes (PhotoBoxes, optional): The boxes of all photos; without them nothing is added.
+        features (torch.Tensor): Feature maps :math:`(B, C, h, w)` of the batch.
+    """
+    if boxes is None:
+        return batch
+    index, crop, flip = photo_view(batch, boxes.sizes)
+    shown, label = boxes.shown(index, features.shape[2:], crop, flip, features.device)
+    return {**batch, "boxes": shown, "box_class": label}
+
+
+def graph_of(batch: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of :meth:`PGNN.forward_features` that say what its graphs are made of."""
+    return {name: batch[name] for name in ("group", "boxes", "box_class") if name in batch}
 
 
 def empty_store(path: Path, dataset: TaggedDataset, **options: Any) -> AttentionStore:

@@ -5,12 +5,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pgnn_geo.datasets import Shapes, SquareTransform
+from pgnn_geo.datasets import Shapes, SquareTransform, partner_groups
+from pgnn_geo.detect import ImageBoxes, PhotoBoxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph.geometry import patch_class
 from pgnn_geo.labels import inference
 from pgnn_geo.labels.features import View, stem_bank
 from pgnn_geo.labels.inference import MapConfig, attention_maps
+from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.nn import PGNN, CongenericPropagation, build_backbone, normalize_attention
 from pgnn_geo.nn.decoder import activate
 
@@ -190,6 +192,62 @@ def test_classes_of_nodes_at_inference(shapes):
     for i, own in enumerate(tags.bool()):
         torch.testing.assert_close(classed[i], expected[i][own], rtol=1e-2, atol=1e-2)
     assert any((a - b).abs().max() > 1e-3 for a, b in zip(plain, classed, strict=True))
+
+
+class TagBoxes:
+    """A box of each tag in every photo but the first, another one in every photo."""
+
+    ledger = SupervisionLedger()
+
+    def __init__(self, shapes):
+        self.rows = dict(zip(shapes.image_ids, shapes.tags, strict=True))
+
+    def __call__(self, image_id):
+        number = int(image_id.split("_")[1])
+        classes = self.rows[image_id].nonzero()[:, 0] + 1 if number else torch.zeros(0).long()
+        start = (torch.arange(len(classes)) * 11 + 3 * number) % 24
+        boxes = torch.stack([start, start + 4, start + 33, start + 20], dim=1).float()
+        return ImageBoxes(boxes, classes, torch.linspace(0.9, 0.3, len(classes)))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_boxes_of_all_photos_of_a_group(shapes, flip):
+    model = tiny(layers=1, box_size=3)
+    torch.nn.init.normal_(model.blocks[0].attention.class_module.weight)
+    boxes = PhotoBoxes(TagBoxes(shapes), shapes)
+    config = replace(CONFIG, partners=2, group_size=3, flip=flip)
+    maps = attention_maps(model, shapes, config, boxes=boxes)
+
+    features = model.backbone(photos(shapes))
+    if flip:
+        features = (features + model.backbone(photos(shapes).flip(-1)).flip(-1)) / 2
+    groups = partner_groups(shapes.tags, partners=2, group_size=3, seed=config.seed)
+    own = [boxes.boxes[i].boxes / 8 for i in range(10)]  # 64 pixels, 8 positions
+    label = [boxes.boxes[i].classes for i in range(10)]
+    assert len(own[0]) == 0 and len(own[1]) > 0
+    start = 0
+    for i, tags in enumerate(shapes.tags.bool()):
+        for row, c in enumerate(tags.nonzero()[:, 0].tolist()):
+            scores = [
+                model.forward_features(
+                    features[group],
+                    boxes=[own[j] for j in group],
+                    box_class=[label[j] for j in group],
+                ).scores[0, c]
+                for group in groups.indices[start : start + 2].tolist()
+            ]
+            start += 2
+            expected = normalize_attention(sum(scores)[None, None] / 2)[0, 0]
+            torch.testing.assert_close(maps[i][row], expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_graph_on_boxes_needs_them(shapes):
+    model, boxes = tiny(layers=1, box_size=3), PhotoBoxes(TagBoxes(shapes), shapes)
+    some = shapes.subset(range(4))
+    for photos_of, given in ((shapes, None), (some, boxes)):
+        with pytest.raises(InputError, match="graph are boxes"):
+            attention_maps(model, photos_of, CONFIG, boxes=given)
+    attention_maps(model, some, replace(CONFIG, source="backbone"))  # the head before it does not
 
 
 def test_untagged_photos_are_refused(shapes):

@@ -72,6 +72,20 @@ def test_boxes_as_nodes():
     assert result.batch.node_class.tolist() == [1, 2, 0, 0]
 
 
+def test_the_first_boxes_are_the_nodes():
+    images = torch.rand(2, 3, 64, 64)
+    boxes = [torch.tensor([[0.0, 0, 4, 4], [2, 2, 8, 8], [1, 1, 3, 3]]), torch.zeros(0, 4)]
+    classes = [torch.tensor([1, 2, 3]), torch.zeros(0, dtype=torch.long)]
+    model = tiny(box_size=3, top_k=2)
+    result = model(images, boxes=boxes, box_class=classes)
+    assert result.batch.node_class.tolist() == [1, 2, 0, 0]
+    first = [own[:2] for own in boxes], [own[:2] for own in classes]
+    expected = tiny(box_size=3)(images, boxes=first[0], box_class=first[1])
+    assert torch.equal(result.scores, expected.scores)
+    assert model.needs_boxes and not tiny().needs_boxes and not tiny(layers=0).needs_boxes
+    assert model(images, boxes=boxes).batch.node_class.eq(0).all()  # classes may be missing
+
+
 def test_classes_of_nodes_from_the_head_before_the_graph():
     model, images = tiny(), torch.rand(2, 3, 57, 90)
     torch.nn.init.normal_(model.blocks[0].attention.class_module.weight)
@@ -93,7 +107,10 @@ def test_classes_of_nodes_from_the_head_before_the_graph():
     assert torch.equal(model(images, tags=tags, node_class=given).batch.node_class, given)
 
 
-@pytest.mark.parametrize("arguments", [{"layers": -1}, {"backbone": "lenet"}])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"layers": -1}, {"backbone": "lenet"}, {"top_k": 3}, {"box_size": 3, "top_k": 0}],
+)
 def test_bad_arguments(arguments):
     with pytest.raises(InputError):
         PGNN(**{"backbone": "vgg_tiny", "weights": None, **arguments})
