@@ -100,7 +100,8 @@ class PixelAdaptiveRefinement(nn.Module):
         """
         _check(images, maps)
         dtype = torch.promote_types(maps.dtype, torch.float)
-        size = [max(1, round(side * self.scale)) for side in images.shape[-2:]]
+        height, width = (max(1, round(side * self.scale)) for side in images.shape[-2:])
+        size = (height, width)
         refined = resize_maps(maps.to(dtype), size)
         # On a CPU one image at a time stays closer to the caches.
         batch = 1 if images.device.type == "cpu" else max(1, len(images))

@@ -1,4 +1,4 @@
-"""Fitting as trainings on boxes do it: resumable, one line per epoch, TensorBoard's log."""
+"""Fitting as trainings on drawn epochs do it: resumable, one line per epoch, TensorBoard's log."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +72,7 @@ def fit(
         enable_progress_bar=bool(progress_bars()),
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module shards by itself
-        reload_dataloaders_every_n_epochs=1,  # each epoch has a draw of its own
+        reload_dataloaders_every_n_epochs=1,  # an epoch has a draw, perhaps labels, of its own
         deterministic="warn",
         log_every_n_steps=1,
     )

@@ -10,9 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import Tensor
@@ -25,7 +23,7 @@ from pgnn_geo.labels.features import Progress, no_progress
 from pgnn_geo.masks import IGNORE
 from pgnn_geo.nn.deeplab import DeepLabV2, HeadName, upsample_logits
 from pgnn_geo.precision import Precision, resolve_precision
-from pgnn_geo.training.callbacks import EpochLine, progress_bars
+from pgnn_geo.training.fitting import fit
 from pgnn_geo.training.stem_crops import StemCrops, padded_stems
 
 RecipeName = Literal["short", "deeplab"]
@@ -257,10 +255,6 @@ class SegmentationModule(LightningModule):
         same = torch.stack([upsample_logits(each, size) for each in logits])
         return [*logits, same.amax(dim=0)]
 
-    def on_train_epoch_start(self) -> None:
-        """Draw the rest of the chance, such as dropout, from the seed and the epoch as well."""
-        _seed(self.config.seed, self.current_epoch, self.global_rank)
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch of crops."""
         mask = batch["mask"]
@@ -337,31 +331,9 @@ def train_segmentation(
         data.stems = padded_stems(
             network.backbone, data.dataset, folder, config.size, config.precision, progress
         )
-    checkpoint = ModelCheckpoint(  # after each epoch, in place of the one before
-        dirpath=out / "checkpoints", filename="last", enable_version_counter=False
-    )
-    trainer = Trainer(
-        max_epochs=config.num_epochs(len(data.dataset)),
-        precision=resolve_precision(config.precision),
-        default_root_dir=out,
-        logger=TensorBoardLogger(out, name="tensorboard", version=""),
-        # The checkpoint of an epoch must come after what the other callbacks did in it.
-        callbacks=[*callbacks, EpochLine(name, console or Console()), *progress_bars(), checkpoint],
-        enable_progress_bar=bool(progress_bars()),
-        enable_model_summary=False,
-        use_distributed_sampler=False,  # the data module shards by itself
-        reload_dataloaders_every_n_epochs=1,  # labels may have changed
-        deterministic="warn",
-        log_every_n_steps=1,
-    )
-    last = out / "checkpoints" / "last.ckpt"
+    module, epochs = SegmentationModule(network, config), config.num_epochs(len(data.dataset))
     with network.at_output_stride(config.train_stride):
-        trainer.fit(
-            SegmentationModule(network, config),
-            datamodule=data,
-            ckpt_path=last if last.is_file() else None,
-            weights_only=True,
-        )
+        fit(module, data, out, epochs, config.seed, config.precision, name, console, callbacks)
     if stem_folder is None:
         shutil.rmtree(out / "stems", ignore_errors=True)  # gigabytes that only training needs
     return network.to(memory_format=torch.contiguous_format).eval()
@@ -384,9 +356,9 @@ def _collate(items: list[Item]) -> dict[str, Tensor]:
     }
 
 
-def _seed(seed: int, epoch: int, rank: int, worker: int | None = None) -> None:
-    """Seed torch, the source of all chance here, for one epoch of one process."""
-    entropy = (seed, epoch, rank, 0 if worker is None else worker + 1)
+def _seed(seed: int, epoch: int, rank: int, worker: int) -> None:
+    """Seed torch, the source of all chance here, for one epoch of one loader process."""
+    entropy = (seed, epoch, rank, worker + 1)
     torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
 
