@@ -179,11 +179,6 @@ def _plain(background: float, scores: SegmentationScores) -> dict[str, Any]:
     }
 
 
-def default_device() -> torch.device:
-    """Return the GPU if there is one, as the training takes it."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def remove_stems(out: Path) -> None:
     """Remove what only an unfinished ablation needs: gigabytes."""
     shutil.rmtree(out / "stems", ignore_errors=True)

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _ablation_cells import Photos, default_device, is_done, measure_cell, remove_stems
+from _ablation_cells import Photos, is_done, measure_cell, remove_stems
 from _ablation_plan import FILE_VARIANT, TABLES, Plan, Planned
 from _ablation_report import write_report
 from _common import machine
@@ -29,6 +29,7 @@ from pgnn_geo.config import DataConfig, ModelConfig, RunConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.files import write_json
 from pgnn_geo.patches import read_boxes
+from pgnn_geo.precision import default_device
 from pgnn_geo.preflight import find_problems, raise_problems
 from pgnn_geo.run_folder import claim_folder, console
 

@@ -19,7 +19,6 @@ warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 
 try:
-    import torch
     from jsonargparse import auto_cli
 
     from pgnn_geo import pipeline, stage2
@@ -47,7 +46,7 @@ try:
     from pgnn_geo.labels.inference import MapConfig
     from pgnn_geo.labels.refine import RefinementName
     from pgnn_geo.masks import load_mask
-    from pgnn_geo.precision import Precision
+    from pgnn_geo.precision import Precision, default_device
     from pgnn_geo.predict import PredictConfig, predict_folder
     from pgnn_geo.preflight import describe_machine, find_problems, raise_problems
     from pgnn_geo.run_folder import claim_folder, console, progress
@@ -332,7 +331,7 @@ def predict(
     config = PredictConfig(tuple(scales), flip, max_side, refine, precision)
     segmenter = Segmenter.from_pretrained(checkpoint)
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = str(default_device())
     try:
         segmenter.network.to(device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts

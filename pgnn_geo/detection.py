@@ -31,6 +31,7 @@ from pgnn_geo.detect.weak_detector import PoolName, WeakDetector
 from pgnn_geo.files import write_json
 from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.nn.backbones import BackboneName, resolve_weights
+from pgnn_geo.precision import default_device
 from pgnn_geo.preflight import find_problems, raise_problems
 from pgnn_geo.run_folder import claim_folder, console, progress, timed
 from pgnn_geo.training.adjuster import AdjusterTrainingConfig, train_adjuster
@@ -284,6 +285,7 @@ def _boxes(
     masks = data.has_masks()
     dataset = data.build(with_masks=masks)
     model, _, ledger = load_detector(out / "detector.pt")
+    model.to(default_device())
     path = out / ("boxes.json" if use_tags else f"boxes-{data.split}.json")
     with timed(f"detect {data.name}"):
         source = DetectorBoxes(

@@ -21,6 +21,7 @@ from pgnn_geo.detection import DetectConfig, DetectorNetworkConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.files import first_difference
 from pgnn_geo.labels.inference import attention_maps
+from pgnn_geo.precision import default_device
 from pgnn_geo.run_folder import console, progress, timed
 from pgnn_geo.training.detector import DetectorTrainingConfig
 
@@ -54,6 +55,7 @@ def make_boxes(
 
         def make() -> BoxSource:
             model, _, ledger = load_attention_model(cam)
+            model.to(default_device())
             found = attention_maps(model, dataset, maps, stems, path.parent, progress)
             return AttentionBoxes(found, dataset, ledger, cut)
 

@@ -37,6 +37,7 @@ from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.masks import save_mask
 from pgnn_geo.nn import PGNN
 from pgnn_geo.patches import describe_boxes, make_boxes, patch_problems, read_boxes
+from pgnn_geo.precision import default_device
 from pgnn_geo.preflight import find_problems, raise_problems
 from pgnn_geo.run_folder import claim_folder, console, progress, timed
 from pgnn_geo.training.attention import train_attention
@@ -194,6 +195,7 @@ def label(
     except OSError as error:
         raise InputError(f"Output folder {out} cannot be written: {error}") from error
     with timed(f"label {out}"):
+        model.to(default_device())
         attention = attention_maps(model, dataset, map_config, stems, out.parent, progress, patches)
         masks = label_images(dataset, attention, label_config)
         for image_id, mask in zip(dataset.image_ids, masks, strict=True):

@@ -1,4 +1,4 @@
-"""Choice of the numeric precision for the machine at hand."""
+"""Choice of the device and the numeric precision for the machine at hand."""
 
 from typing import Literal
 
@@ -6,6 +6,11 @@ import torch
 
 TruePrecision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+
+
+def default_device() -> torch.device:
+    """Return the GPU if there is one, as Lightning takes it in training, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def has_fast_bfloat16() -> bool:

@@ -16,7 +16,7 @@ from pgnn_geo.evaluation import evaluate
 from pgnn_geo.files import write_json
 from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.masks import save_mask
-from pgnn_geo.precision import Precision, autocast
+from pgnn_geo.precision import Precision, autocast, default_device
 from pgnn_geo.preflight import find_problems, raise_problems
 from pgnn_geo.run_folder import claim_folder, console, progress, timed
 from pgnn_geo.segmenter import Segmenter
@@ -190,6 +190,7 @@ def _predict(
     segmenter: Segmenter, photos: TaggedDataset, folder: Path, precision: Precision
 ) -> None:
     """Write the predicted labels of every photo, at its own size, as :obj:`folder/ID.png`."""
+    segmenter.network.to(default_device())
     with autocast(precision, segmenter.network.backbone.device):  # its converted weights are kept
         for index in progress(range(len(photos)), "predict", len(photos)):
             item = photos[index]
