@@ -100,7 +100,7 @@ VARIANTS: dict[str, Variant] = {
         f"loss-{mode}": Variant(change=training(complementary=mode))
         for mode in ("off", "stable", "paper", "erase")
     },
-    **{f"grid-{grid}": Variant(change=network(grid=grid)) for grid in (2, 4, 6, 8)},
+    **{f"grid-{grid}": Variant(change=network(grid=grid)) for grid in (2, 4, 6, 8, 16)},
     **{lambda_name(weights): Variant(change=weighted(*weights)) for weights in LAMBDAS},
     **{f"boxes-{k}": Variant(change=boxes(top_k=k)) for k in (3, 5, 10)},
     FILE_VARIANT: Variant(change=boxes(source="file", file="the FILE of --boxes")),
@@ -231,7 +231,7 @@ TABLES = (
         "5",
         "Table 5: patches per photo",
         _with_maps(
-            [(f"{grid * grid} patches", f"grid-{grid}") for grid in (2, 4, 6, 8)],
+            [(f"{grid * grid} patches", f"grid-{grid}") for grid in (2, 4, 6, 8, 16)],
             ("before", "after", "default"),
         ),
     ),
