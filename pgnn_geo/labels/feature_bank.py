@@ -2,7 +2,9 @@
 
 import copy
 import json
+import math
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pgnn_geo.errors import InputError
 from pgnn_geo.files import write_json
 
 
@@ -71,6 +74,10 @@ class FeatureBank:
                 :obj:`count` rows in all; consumed only if the bank has to be written.
             count (int): Number of photos :math:`M`.
             key (dict): JSON values that say what the features were made from.
+
+        Raises:
+            InputError: If there is no room for the bank where it is to lie; known as soon as the
+                first batch is.
         """
         target = Path(path)
         if not cls.is_current(target, key):
@@ -95,6 +102,16 @@ class FeatureBank:
         return json.loads(sidecar.read_text()) == json.loads(json.dumps(key))
 
 
+def _check_room(folder: Path, size: int) -> None:
+    # The file is made sparse: without this, a full disk shows hours later, as a bus error.
+    if size > (free := shutil.disk_usage(folder).free):
+        raise InputError(
+            f"Features of {size / 1e9:.1f} GB do not fit into {folder}, which has {free / 1e9:.1f} "
+            "GB left. Choose an output folder on another disk, smaller photos (size), or in "
+            "training augment='crop', which keeps none."
+        )
+
+
 def _write(path: Path, batches: Iterable[Tensor], count: int) -> None:
     """Write :obj:`count` rows; raises ``ValueError`` if the batches hold another number."""
     array, row = None, 0
@@ -102,6 +119,7 @@ def _write(path: Path, batches: Iterable[Tensor], count: int) -> None:
     for features in batches:
         if array is None:
             shape = (count, *features.shape[1:])
+            _check_room(path.parent, 2 * math.prod(shape))
             array = np.lib.format.open_memmap(path, "w+", np.float16, shape)
         values = features.float().clamp(-limit, limit).to(torch.float16)
         array[row : row + len(values)] = values.cpu().numpy()

@@ -1,6 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from pgnn_geo.errors import InputError
+from pgnn_geo.labels import feature_bank
 from pgnn_geo.labels.feature_bank import FeatureBank
 
 
@@ -55,3 +59,14 @@ def test_some_of_the_channels(tmp_path):
     window = part.read(1, slice(0, 2), slice(1, 3))
     assert torch.equal(window, rows[1, 2:5, 0:2, 1:3])
     assert bank.channels(6).shape == (5, 0, 3, 3)
+
+
+def test_a_bank_without_room_is_refused_before_the_second_batch(tmp_path, monkeypatch):
+    usage = SimpleNamespace(free=2 * 30 * 4 * 3 * 5 - 1)
+    monkeypatch.setattr(feature_bank.shutil, "disk_usage", lambda folder: usage)
+    batches = iter([torch.zeros(10, 4, 3, 5)] * 3)
+    with pytest.raises(InputError, match="do not fit"):
+        FeatureBank.build(tmp_path / "bank.npy", batches, 30, {})
+    assert len(list(batches)) == 2 and not list(tmp_path.iterdir())
+    usage.free += 1
+    FeatureBank.build(tmp_path / "bank.npy", [torch.zeros(10, 4, 3, 5)] * 3, 30, {})
