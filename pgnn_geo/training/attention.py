@@ -5,9 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch import Callback, LightningModule, seed_everything
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import Tensor
@@ -21,8 +19,7 @@ from pgnn_geo.labels.features import Progress, no_progress
 from pgnn_geo.labels.inference import MapConfig
 from pgnn_geo.losses import SeedingLoss, classification_loss
 from pgnn_geo.nn import PGNN, PGNNOutput
-from pgnn_geo.precision import Precision, resolve_precision
-from pgnn_geo.training.callbacks import EpochLine, progress_bars
+from pgnn_geo.precision import Precision
 from pgnn_geo.training.complementary import (
     DEFAULTS,
     ComplementaryConfig,
@@ -31,6 +28,7 @@ from pgnn_geo.training.complementary import (
     complementary_terms,
 )
 from pgnn_geo.training.completion import MapCompletion
+from pgnn_geo.training.fitting import fit, last_checkpoint
 from pgnn_geo.training.stems import graph_of, group_loader, photo_view, with_boxes
 
 COMPLETION = MapConfig(source="backbone", activation="relu", propagate="both", output_stride=8)
@@ -274,11 +272,8 @@ def train_attention(
     if boxes is not None and (len(boxes) != len(dataset) or not boxes.counts.any()):
         raise InputError(f"Want boxes of {len(dataset)} photos, at least one; got {boxes}.")
     seed_everything(config.seed, workers=True, verbose=False)
-    checkpoint = ModelCheckpoint(  # after each epoch, in place of the one before
-        dirpath=out / "checkpoints", filename="last", enable_version_counter=False
-    )
     folder = stem_folder or out / "stems"
-    callbacks: list[Callback] = [checkpoint, EpochLine(name, console or Console())]
+    callbacks: list[Callback] = []
     previous = None
     if config.complementary == "erase":
         previous = PreviousMaps(dataset, config.epochs, config.complementary_loss, out / "previous")
@@ -297,21 +292,8 @@ def train_attention(
             )
         )
     module = AttentionModule(model, config, previous, boxes)
-    trainer = Trainer(
-        max_epochs=config.epochs + config.completion_epochs,
-        precision=resolve_precision(config.precision),
-        default_root_dir=out,
-        logger=TensorBoardLogger(out, name="tensorboard", version=""),
-        callbacks=[*callbacks, *progress_bars()],
-        enable_progress_bar=bool(progress_bars()),
-        enable_model_summary=False,
-        use_distributed_sampler=False,  # the group sampler shards by itself
-        deterministic="warn",
-        log_every_n_steps=1,
-    )
-    last = out / "checkpoints" / "last.ckpt"
-    epoch, resumed = 0, last.is_file()
-    if resumed:  # Lightning restores after frozen stages have run and first batches are drawn
+    epoch, last = 0, last_checkpoint(out)
+    if last is not None:  # Lightning restores after frozen stages have run and batches are drawn
         state = torch.load(last, map_location="cpu", mmap=True, weights_only=True)
         module.load_state_dict(state["state_dict"])
         epoch = state["epoch"] + 1
@@ -330,7 +312,8 @@ def train_attention(
         workers=config.workers,
         progress=progress,
     )
-    trainer.fit(module, loader, ckpt_path=last if resumed else None, weights_only=True)
+    epochs = config.epochs + config.completion_epochs
+    fit(module, loader, out, epochs, config.seed, config.precision, name, console, callbacks)
     if config.completion_epochs:  # what the seeding loss taught the scores to mean
         model.set_activation("softmax")
     return model.eval()

@@ -1,4 +1,4 @@
-"""Fitting as trainings on drawn epochs do it: resumable, one line per epoch, TensorBoard's log."""
+"""Fitting as every training does it: resumable, one line per epoch, TensorBoard's log."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import nn
+from torch.utils.data import DataLoader
 
 from pgnn_geo.precision import Precision, resolve_precision
 from pgnn_geo.training.callbacks import EpochLine, progress_bars
@@ -34,7 +35,7 @@ class SeededEpochs(Callback):
 
 def fit(
     module: LightningModule,
-    data: LightningDataModule,
+    data: LightningDataModule | DataLoader,
     out: Path,
     epochs: int,
     seed: int,
@@ -49,7 +50,8 @@ def fit(
 
     Args:
         module (LightningModule): What is trained, in place.
-        data (LightningDataModule): Its loaders depend on the epoch and nothing before it.
+        data (LightningDataModule or DataLoader): What it draws depends on the epoch and nothing
+            before it.
         out (Path): Folder for checkpoints and logs.
         epochs (int): Number of epochs.
         seed (int): Seed of the chance within epochs.
@@ -71,14 +73,18 @@ def fit(
         callbacks=[SeededEpochs(seed), *callbacks, line, *progress_bars(), checkpoint],
         enable_progress_bar=bool(progress_bars()),
         enable_model_summary=False,
-        use_distributed_sampler=False,  # the data module shards by itself
+        use_distributed_sampler=False,  # the data shards itself
         reload_dataloaders_every_n_epochs=1,  # an epoch has a draw, perhaps labels, of its own
         deterministic="warn",
         log_every_n_steps=1,
     )
-    last = out / "checkpoints" / "last.ckpt"
-    ckpt_path = last if last.is_file() else None
-    trainer.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(module, data, ckpt_path=last_checkpoint(out), weights_only=True)
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """Return the checkpoint that :func:`fit` would go on from, if there is one."""
+    path = out / "checkpoints" / "last.ckpt"
+    return path if path.is_file() else None
 
 
 def adamw(
