@@ -23,6 +23,7 @@ try:
 
     from pgnn_geo import pipeline, stage2
     from pgnn_geo.cli_detect import adjuster, detect
+    from pgnn_geo.cli_measure import evaluate, report
     from pgnn_geo.cli_parser import Parser
     from pgnn_geo.config import (
         CAM_LABELS,
@@ -40,8 +41,6 @@ try:
         Stage2Config,
         recipe_with,
     )
-    from pgnn_geo.evaluation import evaluate as evaluate_labels
-    from pgnn_geo.files import write_json
     from pgnn_geo.labels.export import write_coco, write_voc_submission
     from pgnn_geo.labels.inference import MapConfig
     from pgnn_geo.labels.refine import RefinementName
@@ -53,7 +52,6 @@ try:
     from pgnn_geo.segmenter import Segmenter
     from pgnn_geo.training.attention import COMPLETION, AttentionTrainingConfig
     from pgnn_geo.training.segmentation import RECIPES, RecipeName
-    from pgnn_geo.viz.report import score_table
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"pgnn-geo needs the package {error.name!r}: pip install 'pgnn-geo[train]'"
@@ -271,29 +269,6 @@ def segment(
     stage2.segment(config.on(DataConfig(root=root, **source), labels), Path(out))
 
 
-def evaluate(
-    labels: str,
-    root: str,
-    out: str | None = None,
-    **source: Any,
-) -> None:
-    """Score a folder of label images against true masks: IoU, precision, recall.
-
-    Args:
-        labels: Folder of label images ID.png.
-        root: Folder of the data set.
-        out: JSON file for the figures, if wanted.
-        **source: Which photos, tags and classes.
-    """
-    photos = DataConfig(root=root, **source)
-    if not photos.has_masks():
-        raise InputError("There is nothing to measure against: pass --masks, or a split with masks")
-    scores = evaluate_labels(Path(labels), photos.build(with_masks=True)).to_dict()
-    console.print(score_table({"": scores}, f"{scores['images']} images"))
-    if out is not None:
-        write_json(out, scores)
-
-
 def predict(
     photos: list[str],
     checkpoint: str,
@@ -381,7 +356,7 @@ def main(args: list[str] | None = None) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):  # which set INFO when imported
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        commands: list[Any] = [demo, run, train, label, segment, predict, evaluate, doctor]
+        commands: list[Any] = [demo, run, train, label, segment, predict, evaluate, report, doctor]
         commands += [detect, adjuster]
         auto_cli(commands, args=args, prog="pgnn-geo", as_positional=False, parser_class=Parser)
     except InputError as error:

@@ -15,7 +15,7 @@ class Parser(ArgumentParser):
     jsonargparse has them: ``--photos '["A", "B"]'``, ``--overlays true``.
     """
 
-    lists = ("--photos", "--scales")
+    lists = ("--photos", "--runs", "--scales")
     switches = ("--overlays", "--probabilities", "--submission")
 
     def parse_args(  # type: ignore[override]
