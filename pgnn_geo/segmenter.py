@@ -107,7 +107,7 @@ class Segmenter:
             labels = torch.cat([labels[:1], labels[1:][tags.bool().cpu()]])
         unit = 1.0 if side is None else side / max(image.shape[1:])
         maps = []
-        with _evaluating(network), autocast(precision, device):
+        with evaluating(network), autocast(precision, device):
             for scale in scales:
                 size = [max(1, round(n * unit * scale)) for n in image.shape[1:]]
                 pixels = F.to_dtype(F.resize(image, size, antialias=True), scale=True)
@@ -252,7 +252,8 @@ def shrink(image: Tensor, max_side: int | None) -> Tensor:
 
 
 @contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Put a network in evaluation mode for the time of a :obj:`with` block."""
     training = network.training
     network.eval()
     try:

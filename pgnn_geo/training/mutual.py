@@ -18,7 +18,7 @@ from pgnn_geo.metrics import ConfusionMatrix
 from pgnn_geo.nn.deeplab import DeepLabV2
 from pgnn_geo.nn.view_average import ViewAverage
 from pgnn_geo.precision import autocast
-from pgnn_geo.segmenter import Segmenter
+from pgnn_geo.segmenter import Segmenter, evaluating
 from pgnn_geo.training.segmentation import SegmentationData, SegmentationModule
 from pgnn_geo.training.stem_crops import StemCrops
 
@@ -178,12 +178,11 @@ class MutualComplement(Callback):
 @torch.no_grad()
 def _stem_views(network: DeepLabV2, stems: StemCrops, index: int) -> ViewAverage:
     """Predict a whole photo and its mirror image from what training keeps of them."""
-    training, maps = network.training, []
-    network.eval()
-    for flip in (False, True):
-        stem = stems.whole(index, flip)[None].to(network.backbone.device)
-        stem = stem.contiguous(memory_format=torch.channels_last)
-        logits = network.head(network.backbone.trunk(stem))[0].float()
-        maps.append(logits.flip(-1) if flip else logits)
-    network.train(training)
+    maps = []
+    with evaluating(network):
+        for flip in (False, True):
+            stem = stems.whole(index, flip)[None].to(network.backbone.device)
+            stem = stem.contiguous(memory_format=torch.channels_last)
+            logits = network.head(network.backbone.trunk(stem))[0].float()
+            maps.append(logits.flip(-1) if flip else logits)
     return ViewAverage(maps)
