@@ -82,7 +82,7 @@ def train_cell(
     if not (folder / "model.pt").is_file():
         stems, settings = out / "stems", config.train_of(planned.model)
         if settings.augment == "window":  # common to all: not to be counted as the first one's
-            backbone = config.network.build(planned.model, len(photos.tagged.classes)).backbone
+            backbone = config.build_network(planned.model, len(photos.tagged.classes)).backbone
             for view in (View(settings.size), View(settings.size, flip=True)):
                 stem_bank(backbone, photos.tagged, stems, view, progress, settings.precision)
         resumed = (folder / "checkpoints").is_dir()

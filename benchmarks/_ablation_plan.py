@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from pgnn_geo.config import BoxConfig, ModelName, RunConfig
+from pgnn_geo.config import BoxConfig, ModelConfig, ModelName, RunConfig
 from pgnn_geo.labels.inference import MapConfig
 
 Change = Callable[[RunConfig], RunConfig]
@@ -37,7 +37,12 @@ def training(**changes: Any) -> Change:
 
 def boxes(**values: Any) -> Change:
     """Make the patches boxes."""
-    return lambda config: replace(config, boxes=BoxConfig(**values))
+    return lambda config: replace(config, patches=BoxConfig(**values))
+
+
+def no_graph(config: RunConfig) -> RunConfig:
+    """Leave out the patch graph, as `pgnn-geo run` does."""
+    return replace(config, patches="none")
 
 
 def both(*changes: Change) -> Change:
@@ -88,10 +93,10 @@ def lambda_name(weights: Iterable[float]) -> str:
 FILE_VARIANT = "boxes-file"  #: the one that is run only with the file of --boxes
 CLASSED = training(node_classes="references")
 VARIANTS: dict[str, Variant] = {
-    "cam": Variant("cam"),
+    "cam": Variant("cam", no_graph),
     "pgnn": Variant(),
     "tags": Variant(change=tags_only),
-    "no-graph": Variant(change=network(layers=0)),
+    "no-graph": Variant(change=no_graph),
     "two-layers": Variant(change=network(layers=2)),
     "embedding-none": Variant(change=network(class_embedding=None)),
     "embedding-attention": Variant(change=both(network(class_embedding="attention"), CLASSED)),
@@ -163,6 +168,7 @@ class Table:
     headline: bool = False
 
 
+DEFAULT = "no graph, completion + propagation within: the default of `pgnn-geo run`"
 PAPER_CAM, PAPER_PGNN = "46.3 / 59.7", "57.8 / 86.3"
 
 
@@ -190,12 +196,11 @@ TABLES = (
             Row("P-GNN, tags only, after the graph", "tags", "after"),
             Row("P-GNN, tags only, after the graph + propagation", "tags", "after-both"),
             Row("no graph, completion", "no-graph", "before"),
-            Row("no graph, completion + propagation within", "no-graph", "before-within"),
+            Row(DEFAULT, "no-graph", "default"),
             Row("P-GNN, completion, before the graph", "pgnn", "before"),
             Row("P-GNN, completion, before + propagation within", "pgnn", "before-within"),
             Row("P-GNN, completion, after the graph", "pgnn", "after"),
-            Row("P-GNN, completion, after + propagation within", "pgnn", "after-within"),
-            Row("P-GNN, the default of `pgnn-geo run`", "pgnn", "default", PAPER_PGNN),
+            Row("P-GNN, completion, after + propagation within", "pgnn", "default", PAPER_PGNN),
         ),
         headline=True,
     ),
@@ -289,7 +294,13 @@ class Planned:
     @property
     def cam(self) -> Planned:
         """The baseline beside it, whose maps give it boxes."""
-        return replace(self, variant="cam", model="cam", config=replace(self.config, boxes=None))
+        return replace(self, variant="cam", model="cam", config=no_graph(self.config))
+
+
+def network_of(config: RunConfig, model: ModelName) -> ModelConfig:
+    """Return the network of a model, without layers if it has no graph."""
+    bare = model == "cam" or config.patches == "none"
+    return replace(config.network, layers=0) if bare else config.network
 
 
 class Plan:
@@ -299,7 +310,7 @@ class Plan:
     inferred as :obj:`train.completion` says; those of a completed one as :obj:`maps` says.
 
     Args:
-        base (RunConfig): What the variants change.
+        base (RunConfig): What the variants change; the patch graph is theirs.
         box_file (str, optional): The boxes of the variant that has them from a file.
     """
 
@@ -307,11 +318,10 @@ class Plan:
         self.variants: dict[str, tuple[str, ModelName, RunConfig]] = {}
         seen: list[tuple[str, Any]] = []
         for name, variant in VARIANTS.items():
-            config = variant.change(base)
+            config = variant.change(replace(base, patches="grid"))
             if name == FILE_VARIANT and box_file is not None:
                 config = boxes(source="file", file=box_file)(config)
-            layers = 0 if variant.model == "cam" else config.network.layers
-            settings = replace(config.network, layers=layers)
+            settings = network_of(config, variant.model)
             trained = settings, config.train_of(variant.model), config.boxes
             same = next((other for other, there in seen if there == trained), name)
             seen.append((name, trained))
@@ -322,7 +332,7 @@ class Plan:
         variant, model, config = self.variants[row.variant]
         completed = config.train_of(model).completion_epochs > 0
         start = config.maps if completed else config.train.completion
-        graph = model == "pgnn" and config.network.layers > 0
+        graph = network_of(config, model).layers > 0
 
         def maps_of(changes: dict[str, Any]) -> MapConfig:
             maps = replace(start, **changes)
@@ -348,7 +358,7 @@ def describe(planned: Planned, seed: int) -> dict[str, Any]:
         "maps": planned.maps,
         "seed": seed,
         "model": planned.model,
-        "network": asdict(config.network),
+        "network": asdict(network_of(config, planned.model)),
         "train": asdict(config.train_of(planned.model)),
         "boxes": None if config.boxes is None else asdict(config.boxes),
         "map_config": asdict(planned.map_config),

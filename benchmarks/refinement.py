@@ -24,13 +24,8 @@ from _common import machine
 from torch import Tensor
 
 from pgnn_geo.checkpoint import load_attention_model
-from pgnn_geo.config import (
-    DataConfig,
-    LabelConfig,
-    LabelConfigChanges,
-    MapConfigChanges,
-    label_defaults,
-)
+from pgnn_geo.config import DataConfig, LabelConfig
+from pgnn_geo.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
 from pgnn_geo.evaluation import evaluate

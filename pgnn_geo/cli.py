@@ -31,14 +31,16 @@ try:
         BoxSourceName,
         DataConfig,
         LabelConfig,
-        LabelConfigChanges,
-        MapConfigChanges,
         ModelConfig,
         ModelName,
         RunConfig,
         SegmentationNetworkConfig,
-        SegmentationTrainingConfigChanges,
         Stage2Config,
+    )
+    from pgnn_geo.config_changes import (
+        LabelConfigChanges,
+        MapConfigChanges,
+        SegmentationTrainingConfigChanges,
         recipe_with,
     )
     from pgnn_geo.labels.export import write_coco, write_voc_submission
@@ -125,7 +127,7 @@ def run(
     maps: MapConfig = MAPS,
     labels: LabelConfig = LABELS,
     cam_labels: LabelConfig = CAM_LABELS,
-    patches: Literal["grid", "boxes"] = "grid",
+    patches: Literal["none", "grid", "boxes"] = "none",
     box_source: BoxSourceName = BOXES.source,
     box_file: str | None = None,
     top_k: int = BOXES.top_k,
@@ -149,7 +151,8 @@ def run(
         maps: How attention maps are inferred.
         labels: How label images are made from the P-GNN's maps.
         cam_labels: How they are made from the baseline's.
-        patches: Of the P-GNN: the cells of a "grid", or "boxes" and what they leave.
+        patches: Nodes of the P-GNN's graph: the cells of a "grid", or "boxes" and what they leave;
+            "none": there is no graph, and the maps are completed by propagation alone.
         box_source: Where boxes come from: "attention", the maps of the CAM, completed; "detector",
             one trained on the tags into OUT/detector; or "file".
         box_file: That file, COCO results; only with --box_source file.
@@ -166,18 +169,26 @@ def run(
         **source: Which photos, tags and classes.
     """
     boxes = BoxConfig(box_source, box_file, top_k, box_size)
-    if patches == "grid" and boxes != BOXES:
+    if patches != "boxes" and boxes != BOXES:
         raise InputError("--box_source, --box_file, --top_k and --box_size want --patches boxes")
+    _check_graph(patches, network)
     stage2_config = None
     if segment != "off":
         training = recipe_with(segment, segment_train)
         rewriting = mutual, mutual_start, mutual_confidence
         stage2_config = Stage2Config(eval_split, segment_network, training, *rewriting)
     photos = DataConfig(root=root, **source)
-    config = RunConfig(photos, network, train, maps, labels, cam_labels, stage2_config)
-    if patches == "boxes":
-        config = replace(config, boxes=boxes)
+    nodes = boxes if patches == "boxes" else patches
+    config = RunConfig(photos, network, train, maps, labels, cam_labels, stage2_config, nodes)
     pipeline.run(config, Path(out))
+
+
+def _check_graph(patches: str, network: ModelConfig) -> None:
+    """Refuse settings of the patch graph where there is none."""
+    of_graph = ("grid", "layers", "heads", "class_embedding")
+    idle = [name for name in of_graph if getattr(network, name) != getattr(NETWORK, name)]
+    if patches == "none" and idle:
+        raise InputError(f"--network.{idle[0]} is of the patch graph: want --patches grid or boxes")
 
 
 def train(
@@ -186,6 +197,7 @@ def train(
     out: str = "runs/train",
     network: ModelConfig = NETWORK,
     train: AttentionTrainingConfig = TRAINING,
+    patches: Literal["none", "grid"] = "none",
     **source: Any,
 ) -> None:
     """Train one attention model on image tags and write it to OUT/model.pt. Resumes.
@@ -196,10 +208,12 @@ def train(
         out: Folder for the model, its checkpoints and TensorBoard's log.
         network: The network.
         train: Hyper-parameters of training.
+        patches: Nodes of the P-GNN's graph, see "run".
         **source: Which photos, tags and classes.
     """
+    _check_graph(patches, network)
     photos = DataConfig(root=root, masks=None, **source)
-    config = RunConfig(photos, network, train, segment=None)
+    config = RunConfig(photos, network, train, segment=None, patches=patches)
     claim_folder(Path(out), config)
     raise_problems(find_problems(config.data, config.network))
     dataset = config.data.build()

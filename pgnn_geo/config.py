@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, get_type_hints
+from typing import Any, Literal, Protocol, get_args
 
 from pgnn_geo.datasets import VOC2012, Shapes, TaggedDataset, TaggedFolder
 from pgnn_geo.errors import InputError
@@ -21,11 +21,7 @@ from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.backbones import BackboneName, resolve_weights
 from pgnn_geo.nn.deeplab import DeepLabV2
 from pgnn_geo.training.attention import AttentionTrainingConfig
-from pgnn_geo.training.segmentation import (
-    RECIPES,
-    RecipeName,
-    SegmentationTrainingConfig,
-)
+from pgnn_geo.training.segmentation import RECIPES, SegmentationTrainingConfig
 
 ModelName = Literal["cam", "pgnn"]
 BoxSourceName = Literal["attention", "detector", "file"]
@@ -114,6 +110,10 @@ class BoxConfig:
             raise InputError(f"top_k={self.top_k}, box_size={self.size}: want 1 or more")
 
 
+#: What the nodes of the patch graph are: a grid's cells, or boxes; or there is no graph.
+Patches = Literal["none", "grid"] | BoxConfig
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The network, see :class:`~pgnn_geo.nn.PGNN`.
@@ -123,8 +123,8 @@ class ModelConfig:
         weights (str, optional): Pretrained weights.
         freeze_stages (int): Leading stages of the trunk that are not trained.
         output_stride (int): Stride in training; labelling has its own.
-        grid (int): Patches per side.
-        layers (int): Blocks.
+        grid (int): Patches per side, if there is a graph and its nodes are no boxes.
+        layers (int): Blocks of the graph, if there is one.
         heads (int): Attention heads.
         class_embedding (str, optional): What the classes of nodes do.
     """
@@ -138,13 +138,13 @@ class ModelConfig:
     heads: int = 8
     class_embedding: Literal["attention", "input"] | None = "attention"
 
-    def build(self, name: ModelName, num_classes: int, boxes: BoxConfig | None = None) -> PGNN:
-        """Build the P-GNN, on boxes if they are given, or its CAM baseline, which has no graph."""
+    def build(self, num_classes: int, patches: Patches) -> PGNN:
+        """Build the network with its patch graph, or without one."""
         options = asdict(self)
-        if name == "cam":
+        if patches == "none":
             options["layers"] = 0
-        elif boxes is not None:
-            options |= {"box_size": boxes.size, "top_k": boxes.top_k}
+        elif isinstance(patches, BoxConfig):
+            options |= {"box_size": patches.size, "top_k": patches.top_k}
         return PGNN(num_classes=num_classes, **options)
 
 
@@ -268,11 +268,13 @@ class RunConfig:
 
     The CAM baseline sees the photos as often as the P-GNN, all on tags alone; its maps are not
     propagated, and it has a background score of its own. Stage 2 learns the P-GNN's labels;
-    without :obj:`segment` the run ends with them. The P-GNN's patches are a grid's cells, or with
-    :obj:`boxes` those.
+    without :obj:`segment` the run ends with them.
+
+    By default the P-GNN has no patch graph, which costs time and gained nothing that could be
+    measured: what completes its maps is propagation between positions, in its training and after.
 
     Raises:
-        InputError: If there are :obj:`boxes` and the network or its training has no use for them.
+        InputError: If there are :obj:`patches` and the network or its training has no use for them.
     """
 
     data: DataConfig
@@ -282,18 +284,34 @@ class RunConfig:
     labels: LabelConfig = field(default_factory=LabelConfig)
     cam_labels: LabelConfig = CAM_LABELS
     segment: Stage2Config | None = field(default_factory=Stage2Config)
-    boxes: BoxConfig | None = None
+    patches: Patches = "none"
 
     def __post_init__(self) -> None:
-        if self.boxes is None:
+        if self.patches == "none":
+            if self.train.node_classes != "none":
+                raise InputError(
+                    f"node_classes='{self.train.node_classes}': patches='none' has no nodes"
+                )
             return
-        if self.network.layers == 0:
-            raise InputError("patches='boxes': they are nodes of the graph, and layers=0 has none")
-        if self.train.node_classes != "none":
+        if self.network.layers < 1:
+            raise InputError(
+                f"layers={self.network.layers}: a graph of patches has 1 or more; "
+                "patches='none' has no graph"
+            )
+        if self.boxes is not None and self.train.node_classes != "none":
             raise InputError(
                 f"patches='boxes' have classes of their own; node_classes="
                 f"'{self.train.node_classes}' is for a grid"
             )
+
+    @property
+    def boxes(self) -> BoxConfig | None:
+        """Return the patches, if they are boxes."""
+        return self.patches if isinstance(self.patches, BoxConfig) else None
+
+    def build_network(self, name: ModelName, num_classes: int) -> PGNN:
+        """Build a model; the baseline has no graph."""
+        return self.network.build(num_classes, self.patches if name == "pgnn" else "none")
 
     def train_of(self, name: ModelName) -> AttentionTrainingConfig:
         """Return how a model is trained."""
@@ -315,50 +333,6 @@ class RunConfig:
     def segment_on(self, labels: Path) -> SegmentConfig | None:
         """Return stage 2 on a folder of these photos' labels, if it is wanted."""
         return None if self.segment is None else self.segment.on(self.data, str(labels))
-
-
-def _optional(config: type[Any]) -> type[Any]:
-    """Return a class with the fields of a configuration, each :obj:`None` unless it is given."""
-    hints = get_type_hints(config)
-    return make_dataclass(
-        f"{config.__name__}Changes",
-        [(entry.name, hints[entry.name] | None, None) for entry in fields(config)],
-        namespace={"__doc__": config.__doc__, "__module__": __name__},
-        frozen=True,
-    )
-
-
-if TYPE_CHECKING:
-    SegmentationTrainingConfigChanges = SegmentationTrainingConfig
-    MapConfigChanges = MapConfig
-    LabelConfigChanges = LabelConfig
-else:
-    #: Values that take the place of a recipe's.
-    SegmentationTrainingConfigChanges = _optional(SegmentationTrainingConfig)
-    #: Values that take the place of a model's defaults.
-    MapConfigChanges, LabelConfigChanges = _optional(MapConfig), _optional(LabelConfig)
-
-
-def recipe_with(
-    recipe: RecipeName, changes: SegmentationTrainingConfigChanges
-) -> SegmentationTrainingConfig:
-    """Return a recipe of stage 2 with every value of :obj:`changes` that is not :obj:`None`."""
-    return RECIPES[recipe].changed(**_given(changes))
-
-
-def label_defaults(
-    model: PGNN, maps: MapConfigChanges, labels: LabelConfigChanges
-) -> tuple[MapConfig, LabelConfig]:
-    """Return how a model's labels are made, with every value given that is not :obj:`None`.
-
-    A CAM, which has no graph and was trained on tags alone, has other defaults than a P-GNN.
-    """
-    cam = model.config["layers"] == 0 and model.activation == "relu"
-    start = replace(MapConfig(), **CAM_MAPS) if cam else MapConfig()
-    return (
-        replace(start, **_given(maps)),
-        replace(CAM_LABELS if cam else LabelConfig(), **_given(labels)),
-    )
 
 
 class NetworkChoice(Protocol):
@@ -393,7 +367,3 @@ def ledger_of(config: Job, dataset: TaggedDataset) -> SupervisionLedger:
         tags=f"{source} ({config.data.name})",
         weights=None if entry is None else str(entry),
     )
-
-
-def _given(changes: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(changes).items() if value is not None}

@@ -15,16 +15,8 @@ from torch import Tensor
 
 from pgnn_geo import stage2
 from pgnn_geo.checkpoint import load_attention_model, save_attention_model
-from pgnn_geo.config import (
-    LabelConfig,
-    LabelConfigChanges,
-    MapConfigChanges,
-    ModelName,
-    RunConfig,
-    SegmentConfig,
-    label_defaults,
-    ledger_of,
-)
+from pgnn_geo.config import LabelConfig, ModelName, RunConfig, SegmentConfig, ledger_of
+from pgnn_geo.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.detect.photo_boxes import PhotoBoxes
 from pgnn_geo.errors import InputError
@@ -124,7 +116,7 @@ def train(
         return path
     with timed(f"train {name}"):
         seed_everything(config.train.seed, workers=True, verbose=False)
-        model = config.network.build(name, len(dataset.classes), config.boxes)
+        model = config.build_network(name, len(dataset.classes))
         train = config.train_of(name)
         train_attention(model, dataset, out, train, stems, name, console, progress, boxes)
         save_attention_model(path, model, dataset.classes, _ledger(config, dataset, boxes))
@@ -149,7 +141,7 @@ def label(
         dataset (TaggedDataset): Photos with tags.
         out (Path): The folder; made if it is missing.
         maps (MapConfig): How attention maps are inferred; a value of :obj:`None` is the default of
-            such a model, see :func:`~pgnn_geo.config.label_defaults`.
+            such a model, see :func:`~pgnn_geo.config_changes.label_defaults`.
         labels (LabelConfig): How label images are made from them, in the same way.
         stems (Path, optional): Where outputs of frozen stages are kept for reuse.
         boxes (Path, optional): COCO results with the photos' boxes, for a model whose patches they

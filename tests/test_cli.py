@@ -228,6 +228,16 @@ def test_train_the_baseline(shapes_root, tmp_path, capsys):
     assert content["ledger"]["tags"] == "csv (voc train)"
 
 
+def test_train_with_the_patch_graph(shapes_root, tmp_path, capsys):
+    command = ["train", f"--root={shapes_root}", f"--out={tmp_path / 'grid'}", *TINY]
+    with pytest.raises(SystemExit):
+        main([*command, "--network.grid=2"])
+    assert "--network.grid is of the patch graph" in capsys.readouterr().err
+    main([*command, "--network.grid=2", "--patches=grid"])
+    model = load_attention_model(tmp_path / "grid" / "model.pt").model
+    assert model.builder.grid == 2 and len(model.blocks) == 1
+
+
 def test_a_folder_of_ones_own_photos(shapes_root, tmp_path, capsys):
     photos = tmp_path / "photos"
     shutil.copytree(shapes_root / "JPEGImages", photos)

@@ -1,4 +1,4 @@
-"""`pgnn-geo run --patches boxes` as its user meets it, on a small set."""
+"""`pgnn-geo run --patches` as its user meets it, on a small set."""
 
 import json
 import shutil
@@ -83,7 +83,7 @@ def from_file(shapes_root, drawn, tmp_path_factory):
 
 def test_boxes_of_the_maps_of_the_cam(from_attention, photos):
     content = json.loads((from_attention / "config.json").read_text())
-    assert content["boxes"] == {"source": "attention", "file": None, "top_k": 2, "size": 3}
+    assert content["patches"] == {"source": "attention", "file": None, "top_k": 2, "size": 3}
     metrics = json.loads((from_attention / "metrics.json").read_text())
     assert metrics["supervision"] == ["tags: csv (voc train)"]
     model = load_attention_model(from_attention / "pgnn" / "model.pt").model
@@ -155,15 +155,15 @@ def test_another_configuration_or_other_boxes_are_refused(
     out = shutil.copytree(from_file, tmp_path / "out")
     command = ["run", f"--root={shapes_root}", f"--out={out}", *RUN, "--box_source=file"]
     error = error_of(capsys, *command, f"--box_file={drawn}", "--top_k=4")
-    assert "boxes.top_k: 5 there, 4 asked for" in error
+    assert "patches.top_k: 5 there, 4 asked for" in error
     grid = [option for option in RUN if "box" not in option]
     error = error_of(capsys, "run", f"--root={shapes_root}", f"--out={out}", *grid)
-    assert "boxes: {'source': 'file'" in error and "None asked for" in error
+    assert "patches: {'source': 'file'" in error and "'none' asked for" in error
 
     other = tmp_path / "drawn.json"  # the same name, another content
     entries = json.loads(drawn.read_text())[3:]
     config = json.loads((out / "config.json").read_text())
-    config["boxes"]["file"] = str(other)
+    config["patches"]["file"] = str(other)
     (out / "config.json").write_text(json.dumps(config))
     (out / "metrics.json").unlink()
     other.write_text(json.dumps(entries))
@@ -200,17 +200,36 @@ def test_mistakes_come_before_any_work(shapes_root, photos, drawn, tmp_path, mon
         (["--box_source=file"], "needs a box_file"),
         ([f"--box_file={drawn}"], "wants box_source='file'"),
         (["--top_k=0"], "top_k=0"),
-        (["--network.layers=0"], "layers=0 has none"),
+        (["--network.layers=0"], "layers=0: a graph of patches"),
         (["--train.node_classes=references"], "is for a grid"),
         (["--box_source=file", f"--box_file={missing}"], "nowhere.json' cannot be read"),
         (["--box_source=file", f"--box_file={foreign}"], "none is of these photos"),
         (["--patches=grid"], "want --patches boxes"),
+        (["--patches=none"], "want --patches boxes"),
     ):
         assert words in error_of(capsys, *command, *options)
         assert not out.exists()
     monkeypatch.setattr(patches, "check_selective_search", _no_opencv)
     error = error_of(capsys, *command, "--box_source=detector")
     assert "pgnn-geo[detect]" in error and not out.exists()
+
+
+def test_without_a_graph_there_is_nothing_to_set_of_it(shapes_root, tmp_path, capsys):
+    command = ["run", f"--root={shapes_root}", f"--out={tmp_path / 'out'}", *TINY, *MAPS]
+    for option, name in (("--network.grid=2", "grid"), ("--network.layers=0", "layers")):
+        assert f"--network.{name} is of the patch graph" in error_of(capsys, *command, option)
+    error = error_of(capsys, *command, "--train.node_classes=references")
+    assert "patches='none' has no nodes" in error and not (tmp_path / "out").exists()
+
+
+def test_the_patch_graph_is_there_if_it_is_asked_for(shapes_root):
+    data, network = DataConfig("voc", str(shapes_root)), ModelConfig("vgg_tiny", None, layers=2)
+    for patches_, layers in (("none", 0), ("grid", 2), (BoxConfig(top_k=4), 2)):
+        config = RunConfig(data, network, patches=patches_)
+        model = config.build_network("pgnn", 5)
+        assert len(model.blocks) == model.config["layers"] == layers
+        assert model.top_k == (4 if config.boxes else None)
+        assert config.build_network("cam", 5).config["layers"] == 0
 
 
 def _no_opencv():
@@ -221,7 +240,7 @@ def test_the_detector_of_a_run_has_its_backbone_and_seed(shapes_root):
     network = ModelConfig("vgg_tiny", None, 1, 8)
     train = AttentionTrainingConfig(seed=3, workers=0, precision="32-true")
     data = DataConfig("voc", str(shapes_root))
-    config = RunConfig(data, network, train, boxes=BoxConfig("detector"))
+    config = RunConfig(data, network, train, patches=BoxConfig("detector"))
     found = patches.detector_config(config)
     assert found.data == data and found.train.seed == 3 and found.train.workers == 0
     assert found.train.precision == found.boxes.precision == "32-true"

@@ -5,7 +5,7 @@ import torch
 
 from pgnn_geo import pipeline
 from pgnn_geo.checkpoint import save_attention_model
-from pgnn_geo.config import LabelConfigChanges, MapConfigChanges
+from pgnn_geo.config_changes import LabelConfigChanges, MapConfigChanges
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.nn import PGNN
