@@ -2,17 +2,18 @@
 
 import importlib
 import json
-import runpy
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from scripts import BENCHMARKS, run_benchmark
 
 from pgnn_geo.checkpoint import load_attention_model
 from pgnn_geo.config import DataConfig, RunConfig
@@ -21,7 +22,6 @@ from pgnn_geo.labels.inference import attention_maps
 from pgnn_geo.labels.seeds import seed_labels
 from pgnn_geo.metrics import ConfusionMatrix
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = (
     "--backbone vgg_tiny --weights none --size 64 --epochs 1 --completion-epochs 1 --workers 0 "
     "--tables 1"
@@ -34,13 +34,7 @@ def plan(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("_ablation_plan")
 
 
-def ablation(*arguments: object) -> None:
-    """Run the script as `python benchmarks/ablation.py ARGUMENTS` does, in this process."""
-    path = str(BENCHMARKS / "ablation.py")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        patch.setattr(sys, "argv", [path, *map(str, arguments)])
-        runpy.run_path(path, run_name="__main__")
+ablation = partial(run_benchmark, "ablation")
 
 
 def times(folder: Path, pattern: str) -> dict[str, int]:

@@ -1,20 +1,19 @@
 """benchmarks/segmentation.py as its user starts it, on a small set in VOC layout."""
 
 import json
-import runpy
 import shutil
-import sys
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 import torch
+from scripts import run_benchmark
 
 from pgnn_geo.datasets import VOC2012
 from pgnn_geo.masks import load_mask, save_mask
 from pgnn_geo.metrics import ConfusionMatrix
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TINY = [
     *("--network.backbone", "vgg_tiny", "--network.weights", "null"),
     *("--network.hidden_channels", "32", "--train.freeze_stages", "1", "--train.size", "64"),
@@ -22,12 +21,7 @@ TINY = [
 ]
 
 
-def compare(*arguments: object) -> None:
-    path = str(BENCHMARKS / "segmentation.py")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        patch.setattr(sys, "argv", [path, *map(str, arguments)])
-        runpy.run_path(path, run_name="__main__")
+compare = partial(run_benchmark, "segmentation")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ r"""Boxes from attention maps: what lies above several levels, in connected piec
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from pgnn_geo.detect.boxes import ImageBoxes, boxes_to_photo
 from pgnn_geo.detect.components import component_boxes, connected_components
 from pgnn_geo.errors import InputError
 from pgnn_geo.ledger import SupervisionLedger
+
+ScoreName = Literal["overlap", "mean", "max"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class AttentionBoxConfig:
     """
 
     levels: Sequence[float] = tuple(n / 10 for n in range(1, 10))
-    score: Literal["overlap", "mean", "max"] = "overlap"
+    score: ScoreName = "overlap"
     nms: float = 0.5
     min_area: float = 0.005
     side: int = 96
@@ -51,7 +53,7 @@ class AttentionBoxConfig:
     def __post_init__(self) -> None:
         if not self.levels or not all(0 <= level < 1 for level in self.levels):
             raise InputError(f"levels={self.levels}: want one or more, each in [0, 1)")
-        if self.score not in ("overlap", "mean", "max"):
+        if self.score not in get_args(ScoreName):
             raise InputError(f"score={self.score!r}: want 'overlap', 'mean' or 'max'")
         if self.side < 1 or not 0 <= self.min_area < 1 or not 0 <= self.nms <= 1:
             raise InputError(
