@@ -27,7 +27,7 @@ class DetectionConfig:
             averaged. Those of the detector's training if not given.
         flip (bool): Average with the mirrored photo.
         max_proposals (int): Proposals of a photo that are scored, the first ones.
-        nms, min_score, max_boxes: See :func:`~pgnn_geo.detect.select_boxes`.
+        nms, min_score, max_boxes, vote: See :func:`~pgnn_geo.detect.select_boxes`.
         adjust_steps (int): How often an adjuster, if there is one, moves the boxes.
         precision (str): :obj:`"auto"` or one of Lightning's names.
 
@@ -41,6 +41,7 @@ class DetectionConfig:
     nms: float = 0.3
     min_score: float = 1e-3
     max_boxes: int = 100
+    vote: bool = True
     adjust_steps: int = 1
     precision: Precision = "auto"
 
@@ -117,7 +118,15 @@ def detect_boxes(
                 output = detector.forward_features(backbone.trunk(stem), [shown])
                 scores.append(output.scores)
             mean = torch.stack(scores).mean(0)
-            found = select_boxes(boxes, mean, tags, config.nms, config.min_score, config.max_boxes)
+            found = select_boxes(
+                boxes,
+                mean,
+                tags,
+                config.nms,
+                config.min_score,
+                config.max_boxes,
+                config.vote,
+            )
             if adjuster is not None:
                 features = adjuster.backbone.trunk(stems[0])
                 found = _adjusted(adjuster, features, found, (height, width), views[0], config)

@@ -30,9 +30,8 @@ class WeakDetectorOutput(NamedTuple):
 
     @property
     def scores(self) -> Tensor:
-        """Class scores :obj:`[R, K]` to detect by: the mean of the refinements, if there are."""
-        stages = self.stage_scores
-        return torch.stack(stages[1:] or stages).mean(0)
+        """Class scores :obj:`[R, K]` to detect by: those of the last stage."""
+        return self.stage_scores[-1]
 
 
 class WeakDetector(nn.Module):
@@ -52,8 +51,9 @@ class WeakDetector(nn.Module):
     which is all that tags have to teach. Each of the :math:`S` refinements is a classifier
     :math:`p^{(s)}_r = \mathrm{softmax}(\mathbf{W}_s \boldsymbol{\varphi}_r)` over :math:`K + 1`
     labels, taught by the scores of the stage before it, see :func:`~pgnn_geo.detect.oicr_labels`.
-    Detections have the score :math:`\frac{1}{S} \sum_s p^{(s)}_{rk}`, or :math:`s_{rk}` without
-    refinements.
+    Detections have the score :math:`p^{(S)}_{rk}` of the last one, or :math:`s_{rk}` without
+    refinements. (OICR takes the mean over all; where few photos teach, the first ones still prefer
+    the most striking part.)
 
     The hidden layers are drawn at random: torchvision's weights for segmentation hold those of the
     convolutions only.
@@ -192,6 +192,7 @@ class WeakDetector(nn.Module):
         nms: float = 0.3,
         min_score: float = 1e-3,
         max_boxes: int = 100,
+        vote: bool = True,
     ) -> list[ImageBoxes]:
         """Return the boxes of each image, in its pixels; call :meth:`eval` first.
 
@@ -200,13 +201,13 @@ class WeakDetector(nn.Module):
             proposals (sequence of torch.Tensor): For each, :obj:`[r_b, 4]` in its pixels.
             tags (torch.Tensor, optional): Multi-hot tags :obj:`[B, K]`: there are no boxes of
                 other classes.
-            nms, min_score, max_boxes: See :func:`select_boxes`.
+            nms, min_score, max_boxes, vote: See :func:`select_boxes`.
         """
         output = self(images, proposals)
         scores = output.scores.split([len(boxes) for boxes in proposals])
         rows: Sequence[Tensor | None] = [None] * len(images) if tags is None else list(tags)
         return [
-            select_boxes(boxes, own, row, nms, min_score, max_boxes)
+            select_boxes(boxes, own, row, nms, min_score, max_boxes, vote)
             for boxes, own, row in zip(proposals, scores, rows, strict=True)
         ]
 
@@ -218,6 +219,7 @@ def select_boxes(
     nms: float = 0.3,
     min_score: float = 1e-3,
     max_boxes: int = 100,
+    vote: bool = True,
 ) -> ImageBoxes:
     """Turn class scores of one image's proposals into boxes, the highest score first.
 
@@ -230,6 +232,8 @@ def select_boxes(
             (default: :obj:`0.3`)
         min_score (float): Boxes of lower scores are dropped. (default: :obj:`1e-3`)
         max_boxes (int): Boxes of all classes that are kept. (default: :obj:`100`)
+        vote (bool): Move the boxes that are kept to the mean of those that they stand for, see
+            :meth:`ImageBoxes.voted`. (default: :obj:`True`)
     """
     keep = scores >= min_score
     if tags is not None:
@@ -237,7 +241,8 @@ def select_boxes(
     rows, columns = keep.nonzero(as_tuple=True)
     values = scores[rows, columns].float().clamp(0, 1)
     boxes = ImageBoxes(proposals[rows.to(proposals.device)].cpu(), columns.cpu() + 1, values.cpu())
-    return boxes.nms(nms).top(max_boxes)
+    best = boxes.nms(nms).top(max_boxes)
+    return best.voted(boxes, nms) if vote else best
 
 
 def pool_boxes(

@@ -283,7 +283,8 @@ def test_boxes_of_a_data_set_are_those_of_its_photos(trained, shapes, proposals)
     assert set(free[shapes.image_ids[0]].classes.tolist()) == {1, 2, 3, 4, 5}
     source = DetectorBoxes(network, shapes, proposals, SupervisionLedger(), config=DETECT)
     for name in shapes.image_ids[4:6]:
-        torch.testing.assert_close(source(name).boxes, found[name].boxes)
+        # Scores move boxes, and the other stems are half.
+        torch.testing.assert_close(source(name).boxes, found[name].boxes, atol=0.1, rtol=0)
     with pytest.raises(InputError, match="no image 'cat'"):
         source("cat")
     assert network.config["sizes"] == [64]
