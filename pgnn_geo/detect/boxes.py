@@ -119,10 +119,11 @@ class ImageBoxes:
         near = (box_iou(self.boxes, voters.boxes) >= iou) & (
             self.classes[:, None] == voters.classes
         )
-        weight = near * voters.scores  # [n, m]
+        weight = (near * voters.scores).double()  # [n, m]; autocast leaves doubles alone
         total = weight.sum(dim=1, keepdim=True)
-        mean = weight @ voters.boxes / total.clamp(min=torch.finfo(total.dtype).tiny)
-        return ImageBoxes(torch.where(total > 0, mean, self.boxes), self.classes, self.scores)
+        mean = weight @ voters.boxes.double() / total.clamp(min=torch.finfo(total.dtype).tiny)
+        boxes = torch.where(total > 0, mean.float(), self.boxes)
+        return ImageBoxes(boxes, self.classes, self.scores)
 
     def shown(
         self,
