@@ -151,7 +151,7 @@ def test_voting_keeps_boxes_within_their_voters():
         near = box_iou(best.boxes[i : i + 1], voters.boxes)[0] >= 0.4
         near &= voters.classes == best.classes[i]
         mean = np.average(voters.boxes[near], axis=0, weights=voters.scores[near])
-        torch.testing.assert_close(moved.boxes[i].double(), torch.from_numpy(mean).double())
+        torch.testing.assert_close(moved.boxes[i], torch.from_numpy(mean).float())
     assert not torch.equal(moved.boxes, best.boxes)
     with torch.autocast("cpu", torch.bfloat16):  # or boxes would leave the photo
         assert torch.equal(best.voted(voters, 0.4).boxes, moved.boxes)
