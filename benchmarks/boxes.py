@@ -27,6 +27,8 @@ from pgnn_geo.detect.evaluation import evaluate_boxes, true_boxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.files import atomic_write, write_json
 from pgnn_geo.labels.inference import MapConfig, attention_maps
+from pgnn_geo.nn import PGNN
+from pgnn_geo.precision import default_device
 from pgnn_geo.run_folder import progress
 from pgnn_geo.training.attention import COMPLETION
 
@@ -47,13 +49,12 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
-def map_configs(checkpoint: Path) -> dict[str, MapConfig]:
-    """Return how the maps of a model are inferred, by the name of the row."""
-    model, _, _ = load_attention_model(checkpoint)
+def map_configs(model: PGNN) -> dict[str, MapConfig]:
+    """Return how the maps of a model are inferred, by what is added to the name of the row."""
     maps, _ = label_defaults(model, MapConfigChanges(), LabelConfigChanges())
-    found = {f"maps of {checkpoint}": maps}
+    found = {"": maps}
     if maps.propagate == "none":
-        found[f"maps of {checkpoint}, completed"] = replace(COMPLETION, size=maps.size)
+        found[", completed"] = replace(COMPLETION, size=maps.size)
     return found
 
 
@@ -61,11 +62,13 @@ def sources(args: argparse.Namespace, photos: TaggedDataset) -> Iterator[tuple[s
     """Yield what is measured, one row each."""
     for checkpoint in args.checkpoint:
         model, _, ledger = load_attention_model(checkpoint)
-        for name, config in map_configs(checkpoint).items():
+        model.to(default_device())
+        for done, config in map_configs(model).items():
             maps = attention_maps(model, photos, config, args.out / "stems", args.out, progress)
             for score in get_args(ScoreName):
                 cut = AttentionBoxConfig(score=score)
-                yield f"{name}, score {score}", AttentionBoxes(maps, photos, ledger, cut)
+                name = f"maps of {checkpoint}{done}, score {score}"
+                yield name, AttentionBoxes(maps, photos, ledger, cut)
     for path in args.boxes:
         yield f"boxes of {path}", BoxFile(path, photos, skip_unknown=True)
 

@@ -274,7 +274,7 @@ class RunConfig:
     measured: what completes its maps is propagation between positions, in its training and after.
 
     Raises:
-        InputError: If there are :obj:`patches` and the network or its training has no use for them.
+        InputError: If :obj:`patches` is no such thing, or the network or its training does not fit.
     """
 
     data: DataConfig
@@ -287,6 +287,8 @@ class RunConfig:
     patches: Patches = "none"
 
     def __post_init__(self) -> None:
+        if self.boxes is None and self.patches not in ("none", "grid"):
+            raise InputError(f"patches={self.patches!r}: want 'none', 'grid' or a BoxConfig")
         if self.patches == "none":
             if self.train.node_classes != "none":
                 raise InputError(

@@ -230,6 +230,8 @@ def test_the_patch_graph_is_there_if_it_is_asked_for(shapes_root):
         assert len(model.blocks) == model.config["layers"] == layers
         assert model.top_k == (4 if config.boxes else None)
         assert config.build_network("cam", 5).config["layers"] == 0
+    with pytest.raises(InputError, match="want 'none', 'grid' or a BoxConfig"):
+        RunConfig(data, network, patches="boxes")  # not a grid by mistake
 
 
 def _no_opencv():
