@@ -201,6 +201,8 @@ TABLES = (
             Row("P-GNN, completion, before + propagation within", "pgnn", "before-within"),
             Row("P-GNN, completion, after the graph", "pgnn", "after"),
             Row("P-GNN, completion, after + propagation within", "pgnn", "default", PAPER_PGNN),
+            Row("the same, classes of patches in the attention", "embedding-attention", "default"),
+            Row("the same, soft-complementary loss, stable", "loss-stable", "default"),
         ),
         headline=True,
     ),

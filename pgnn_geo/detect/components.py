@@ -8,10 +8,11 @@ from torch import Tensor
 def connected_components(masks: Tensor) -> Tensor:
     r"""Number the connected components of masks, pixels that touch at a corner being connected.
 
-    Every pixel starts with a number of its own and takes the largest one in its 3 x 3
-    neighbourhood, then that of the pixel whose number it has taken, until nothing changes; the
-    second step makes the number of rounds grow with the logarithm of a component's length on all
-    but contrived shapes.
+    The pixels of a row that follow each other are one run. Runs that touch those of the row above
+    are joined: each takes the largest number around it, then the number of the run whose number it
+    has taken, until nothing changes. There are far fewer runs than pixels, and the second step
+    makes the number of rounds grow with the logarithm of a component's length on all but contrived
+    shapes.
 
     Args:
         masks (torch.Tensor): Boolean masks.
@@ -21,22 +22,32 @@ def connected_components(masks: Tensor) -> Tensor:
         - **output:** :math:`(n, h, w)` long: 0 outside, and inside a number 1 or more that the
           pixels of one component of one mask share; numbers have gaps
     """
-    count, height, width = masks.shape
-    if masks.numel() == 0:
-        return masks.long()
-    # Max pooling of integers is not available everywhere; floats hold the numbers exactly.
-    exact = torch.float if height * width < 2**24 else torch.double
-    own = torch.arange(1, height * width + 1, device=masks.device, dtype=exact)
-    label = own.view(1, height, width) * masks
+    starts = masks & ~F.pad(masks, (1, -1))
+    run = starts.flatten().cumsum(0).view_as(starts) * masks
+    above, below = _touching_runs(masks, starts, run)
+    label = torch.arange(int(starts.sum()) + 1, device=masks.device)
     while True:
-        spread = F.max_pool2d(label[:, None], 3, stride=1, padding=1)[:, 0] * masks
-        flat = F.pad(spread.flatten(1), (1, 0))  # number 0 leads to number 0
-        jumped = flat.gather(1, spread.flatten(1).long()).view_as(spread)
+        ends = label[above], label[below]
+        largest = torch.maximum(*ends)
+        spread = label
+        for index in (above, below, *ends):
+            spread = spread.scatter_reduce(0, index, largest, "amax")
+        jumped = spread[spread]
         if torch.equal(jumped, label):
-            break
+            return label[run]
         label = jumped
-    shift = torch.arange(count, device=masks.device).view(-1, 1, 1) * (height * width)
-    return (label.long() + shift) * masks
+
+
+def _touching_runs(masks: Tensor, starts: Tensor, run: Tensor) -> tuple[Tensor, Tensor]:
+    """Runs that touch one in the row below, and that one; two runs seldom more than once."""
+    # Straight down, where either begins; across a corner, where nothing straight joins the two.
+    straight = masks[:, :-1] & masks[:, 1:] & (starts[:, :-1] | starts[:, 1:])
+    right = masks[:, :-1, :-1] & ~masks[:, :-1, 1:] & starts[:, 1:, 1:]
+    left = starts[:, :-1, 1:] & masks[:, 1:, :-1] & ~masks[:, 1:, 1:]
+    upper, lower = run[:, :-1], run[:, 1:]
+    above = [upper[straight], upper[:, :, :-1][right], upper[:, :, 1:][left]]
+    below = [lower[straight], lower[:, :, 1:][right], lower[:, :, :-1][left]]
+    return torch.cat(above), torch.cat(below)
 
 
 def component_boxes(labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
