@@ -284,7 +284,8 @@ def _problems(config: RunConfig, segment: SegmentConfig | None) -> list[str]:
         except InputError as error:
             if str(error) not in problems:  # something wrong with the data set as a whole
                 problems.append(f"eval_split: {error}")
-        problems += find_problems(None if measured == config.data else measured, segment.network)
+        photos = None if measured == config.data else measured
+        problems += find_problems(photos, segment.network, segment.train.devices)
     return list(dict.fromkeys(problems))
 
 

@@ -4,6 +4,8 @@ from typing import Literal
 
 import torch
 
+from pgnn_geo.errors import InputError
+
 TruePrecision = Literal["32-true", "bf16-mixed", "16-mixed"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 
@@ -11,6 +13,18 @@ Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 def default_device() -> torch.device:
     """Return the GPU if there is one, as Lightning takes it in training, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_devices(devices: int) -> None:
+    """Check that a training can have so many devices; without a GPU they are processes.
+
+    Raises:
+        InputError: If it cannot.
+    """
+    there = torch.cuda.device_count()
+    if devices < 1 or 0 < there < devices:
+        limit = f"1 to {there}, the GPUs of this machine" if there else "1 or more"
+        raise InputError(f"devices={devices}: want {limit}")
 
 
 def has_fast_bfloat16() -> bool:

@@ -7,7 +7,7 @@ import torch
 from pgnn_geo.config import DataConfig, NetworkChoice
 from pgnn_geo.errors import InputError
 from pgnn_geo.nn.backbones import load_weights, resolve_weights
-from pgnn_geo.precision import resolve_precision
+from pgnn_geo.precision import check_devices, resolve_precision
 
 
 def describe_machine() -> list[str]:
@@ -24,8 +24,8 @@ def describe_machine() -> list[str]:
     return [*lines, f"precision auto: {resolve_precision('auto')}"]
 
 
-def find_problems(data: DataConfig | None, network: NetworkChoice) -> list[str]:
-    """Return everything wrong with photos, tags, masks and weights, one line each."""
+def find_problems(data: DataConfig | None, network: NetworkChoice, devices: int = 1) -> list[str]:
+    """Return everything wrong with photos, tags, masks, weights and devices, one line each."""
     problems = []
     try:
         if data is not None:
@@ -35,6 +35,10 @@ def find_problems(data: DataConfig | None, network: NetworkChoice) -> list[str]:
     try:
         if entry := resolve_weights(network.backbone, network.weights):
             load_weights(entry)
+    except InputError as error:
+        problems.append(str(error))
+    try:
+        check_devices(devices)
     except InputError as error:
         problems.append(str(error))
     return problems

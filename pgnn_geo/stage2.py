@@ -80,7 +80,8 @@ def train_and_measure(
     with timed("check labels"):
         dataset, ledger = labelled_photos(config)
         measured = config.measured
-        raise_problems(dataset.check() + find_problems(measured, config.network))
+        problems = find_problems(measured, config.network, config.train.devices)
+        raise_problems(dataset.check() + problems)
     claim_folder(out, recorded)  # not before: a mistake leaves nothing behind
     with timed("train segmenter"):
         segmenter = _train(config, dataset, ledger, out, stems)

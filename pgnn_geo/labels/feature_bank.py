@@ -1,12 +1,12 @@
 """Feature maps of a whole data set on disk, computed once and read at random."""
 
-import copy
 import json
 import math
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +26,19 @@ class FeatureBank:
 
     Args:
         path (str or PathLike): The bank's ``.npy`` file, as made by :meth:`build`.
+        start (int): The first channel that is read. (default: :obj:`0`)
+        stop (int, optional): The channel before which reading stops; all if not given.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str], start: int = 0, stop: int | None = None):
         self.path = Path(path)
-        self._array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        whole = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        self._channels = range(whole.shape[1])[start:stop]
+        self._array = whole[:, self._channels.start : self._channels.stop]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other processes open the file again: a mapped array would be copied into a pickle."""
+        return FeatureBank, (self.path, self._channels.start, self._channels.stop)
 
     def __len__(self) -> int:
         return self._array.shape[0]
@@ -50,9 +58,8 @@ class FeatureBank:
 
     def channels(self, start: int, stop: int | None = None) -> "FeatureBank":
         """Return the bank of some of the channels; nothing is copied."""
-        part = copy.copy(self)
-        part._array = self._array[:, start:stop]
-        return part
+        part = self._channels[start:stop]
+        return FeatureBank(self.path, part.start, part.stop)
 
     def read(self, index: int, rows: slice, columns: slice) -> Tensor:
         """Return a float32 window :obj:`[C, rows, columns]` of one photo's features."""

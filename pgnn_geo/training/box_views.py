@@ -14,10 +14,10 @@ from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.detect.boxes import boxes_to_view
 from pgnn_geo.errors import InputError
 from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.labels.features import Progress, View, no_progress, stem_bank
+from pgnn_geo.labels.features import Progress, View, no_progress
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision
-from pgnn_geo.training.stems import SeededItems
+from pgnn_geo.training.stems import SeededItems, stem_banks
 
 
 class BoxViewDataset(Dataset):
@@ -151,9 +151,7 @@ def box_view_dataset(
             :func:`~pgnn_geo.labels.features.stem_bank`.
     """
     views = [View(side, mirrored) for side in sides for mirrored in (False, True)[: 1 + flip]]
-    banks = {
-        view: stem_bank(backbone, dataset, stem_folder, view, progress, precision) for view in views
-    }
+    banks = stem_banks(backbone, dataset, stem_folder, views, precision, progress)
     sizes = torch.tensor([dataset.photo_size(i) for i in range(len(dataset))])
     return BoxViewDataset(dataset, boxes, sizes, banks, max_boxes)
 

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
@@ -13,13 +14,17 @@ class EpochLine(Callback):
 
     Args:
         name (str): What is trained.
-        console (rich.console.Console): Where to print.
+        console (rich.console.Console, optional): Where to print; standard output if not given.
     """
 
-    def __init__(self, name: str, console: Console):
+    def __init__(self, name: str, console: Console | None = None):
         self.name = name
-        self.console = console
+        self.console = console or Console()
         self._start = 0.0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other processes print to their own standard output: a console holds locks."""
+        return EpochLine, (self.name,)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""

@@ -8,12 +8,13 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
-from pgnn_geo.precision import Precision, resolve_precision
+from pgnn_geo.precision import Precision, check_devices, resolve_precision
 from pgnn_geo.training.callbacks import EpochLine, progress_bars
 
 
@@ -43,10 +44,13 @@ def fit(
     name: str = "training",
     console: Console | None = None,
     callbacks: Sequence[Callback] = (),
+    devices: int = 1,
 ) -> None:
     """Train a module; a run that was cut off goes on where it stopped, bit for bit.
 
-    Lightning's checkpoint of the last epoch and TensorBoard's log lie in :obj:`out`.
+    Lightning's checkpoint of the last epoch and TensorBoard's log lie in :obj:`out`. With several
+    devices each has a process of its own for the time of the training; here only the weights
+    change, not the callbacks nor the data.
 
     Args:
         module (LightningModule): What is trained, in place.
@@ -59,13 +63,24 @@ def fit(
         name (str): How progress lines call it. (default: :obj:`"training"`)
         console (rich.console.Console, optional): Where progress lines go.
         callbacks (sequence of Callback): Further callbacks. (default: :obj:`()`)
+        devices (int): GPUs, or processes where there is no GPU; with more than one, :obj:`data`
+            must give each rank its own share. (default: :obj:`1`)
+
+    Raises:
+        InputError: If there are not so many devices.
     """
+    check_devices(devices)
+    if devices > 1:
+        module.cpu()  # from which each process takes it to its own device
     checkpoint = ModelCheckpoint(  # after each epoch, in place of the one before
         dirpath=out / "checkpoints", filename="last", enable_version_counter=False
     )
-    line = EpochLine(name, console or Console())
+    line = EpochLine(name, console)
     trainer = Trainer(
         max_epochs=epochs,
+        devices=devices,
+        # Not processes that run the whole program again: what comes after is for one alone.
+        strategy=DDPStrategy(start_method="spawn") if devices > 1 else "auto",
         precision=resolve_precision(precision),
         default_root_dir=out,
         logger=TensorBoardLogger(out, name="tensorboard", version=""),

@@ -59,7 +59,9 @@ class SegmentationTrainingConfig:
         weight_decay (float): Weight decay, decoupled in AdamW.
         seed (int): Seed of initialisation, order and augmentation.
         precision (str): :obj:`"auto"` or one of Lightning's names.
-        workers (int): Loader processes.
+        workers (int): Loader processes, of each device.
+        devices (int): GPUs, or processes where there is no GPU. A step has :obj:`batch_size` crops
+            of each, so with twice the devices an epoch has half the steps.
 
     Raises:
         InputError: If not exactly one of :obj:`epochs` and :obj:`steps` is given, a value is out of
@@ -85,13 +87,14 @@ class SegmentationTrainingConfig:
     seed: int = 0
     precision: Precision = "auto"
     workers: int = 1
+    devices: int = 1
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
             raise InputError(
                 f"want either 'epochs' or 'steps', got epochs={self.epochs} and steps={self.steps}"
             )
-        for name in ("epochs", "steps", "batch_size", "size", "crop"):
+        for name in ("epochs", "steps", "batch_size", "size", "crop", "devices"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"'{name}' must be 1 or more, got {value}")
@@ -126,7 +129,7 @@ class SegmentationTrainingConfig:
         if self.epochs is not None:
             return self.epochs
         assert self.steps is not None
-        return max(1, round(self.steps / -(-photos // self.batch_size)))
+        return max(1, round(self.steps / -(-photos // (self.batch_size * self.devices))))
 
     @property
     def transform(self) -> TrainTransform:
@@ -259,7 +262,15 @@ class SegmentationModule(LightningModule):
         """Return the loss of one batch of crops."""
         mask = batch["mask"]
         loss = torch.stack([segmentation_loss(z, mask) for z in self(batch)]).sum()
-        self.log("loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(mask))
+        self.log(
+            "loss",
+            loss,
+            on_step=True,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=len(mask),
+            sync_dist=True,
+        )
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -333,7 +344,18 @@ def train_segmentation(
         )
     module, epochs = SegmentationModule(network, config), config.num_epochs(len(data.dataset))
     with network.at_output_stride(config.train_stride):
-        fit(module, data, out, epochs, config.seed, config.precision, name, console, callbacks)
+        fit(
+            module,
+            data,
+            out,
+            epochs,
+            config.seed,
+            config.precision,
+            name,
+            console,
+            callbacks,
+            config.devices,
+        )
     if stem_folder is None:
         shutil.rmtree(out / "stems", ignore_errors=True)  # gigabytes that only training needs
     return network.to(memory_format=torch.contiguous_format).eval()

@@ -13,10 +13,11 @@ from torchvision.transforms.v2.functional import resize_image
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
 from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.labels.features import Progress, View, no_progress, stem_bank
+from pgnn_geo.labels.features import Progress, View, no_progress
 from pgnn_geo.masks import IGNORE
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision
+from pgnn_geo.training.stems import stem_banks
 
 
 class StemCrops(Dataset):
@@ -111,4 +112,4 @@ def padded_stems(
         precision, progress: See :func:`~pgnn_geo.labels.features.stem_bank`.
     """
     views = (View(size, pad=True), View(size, flip=True, pad=True))
-    return tuple(stem_bank(backbone, dataset, folder, view, progress, precision) for view in views)
+    return tuple(stem_banks(backbone, dataset, folder, views, precision, progress).values())

@@ -1,6 +1,6 @@
 """What stage 1 sees in a step: groups of same-class photos, windows of their frozen stems."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from pgnn_geo.labels import AttentionStore
 from pgnn_geo.labels.feature_bank import FeatureBank
 from pgnn_geo.labels.features import Progress, View, no_progress, stem_bank
 from pgnn_geo.nn.backbones import Backbone
-from pgnn_geo.precision import Precision
+from pgnn_geo.precision import Precision, default_device
 
 
 class StemDataset(Dataset):
@@ -154,10 +154,8 @@ def group_loader(
     tags = tags_of(dataset)
     if augment == "window":
         views = (View(size), View(size, flip=True))
-        banks = [
-            stem_bank(backbone, dataset, stem_folder, view, progress, precision) for view in views
-        ]
-        photos: StemDataset | TaggedDataset = StemDataset(dataset, tuple(banks), window)
+        banks = stem_banks(backbone, dataset, stem_folder, views, precision, progress)
+        photos: StemDataset | TaggedDataset = StemDataset(dataset, tuple(banks.values()), window)
     else:
         photos = dataset.with_transform(TrainTransform(size))
     groups = SeededGroups(ClassGroupSampler(tags, group_size, groups_per_batch, seed=seed))
@@ -169,6 +167,29 @@ def group_loader(
         persistent_workers=workers > 0,
         collate_fn=partial(collate_groups, group_size=group_size),
     )
+
+
+def stem_banks(
+    backbone: Backbone,
+    dataset: TaggedDataset,
+    folder: Path,
+    views: Iterable[View],
+    precision: Precision = "auto",
+    progress: Progress = no_progress,
+) -> dict[View, FeatureBank]:
+    """Return the output of the frozen stages for each view, see :func:`stem_bank`.
+
+    They are run on the device of the training to come, to which the backbone moves.
+
+    Args:
+        backbone (Backbone): Its frozen stages are run.
+        dataset (TaggedDataset): The photos.
+        folder (Path): Where the outputs are kept.
+        views (iterable of View): How photos are seen.
+        precision, progress: See :func:`~pgnn_geo.labels.features.stem_bank`.
+    """
+    backbone.to(default_device())
+    return {view: stem_bank(backbone, dataset, folder, view, progress, precision) for view in views}
 
 
 def tags_of(dataset: TaggedDataset) -> Tensor:

@@ -1,3 +1,4 @@
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,16 @@ def test_rows_in_any_order(tmp_path):
     assert torch.equal(bank[torch.tensor([1])], rows[1:2])
     assert torch.equal(bank[3], rows[3])
     assert len(bank) == 5 and bank.shape == (5, 2, 3, 3)
+
+
+def test_a_pickle_holds_the_path_only(tmp_path):
+    rows = torch.randn(8, 6, 32, 32).half().float()
+    bank = FeatureBank.build(tmp_path / "bank.npy", [rows], 8, {"k": 1})
+    part = bank.channels(1).channels(1, 3)
+    assert torch.equal(part[[5, 0]], rows[[5, 0], 2:4])
+    for each in (bank, part):
+        data = pickle.dumps(each)
+        assert len(data) < 1000 and torch.equal(pickle.loads(data)[[7]], each[[7]])
 
 
 def test_a_bank_is_written_once_per_key(tmp_path):
