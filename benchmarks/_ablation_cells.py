@@ -20,12 +20,13 @@ from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.detect import PhotoBoxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.files import first_difference, write_json
-from pgnn_geo.labels.features import View, stem_bank
+from pgnn_geo.labels.features import View
 from pgnn_geo.labels.inference import attention_maps
 from pgnn_geo.metrics import BackgroundSweep, SegmentationScores
 from pgnn_geo.patches import make_boxes
 from pgnn_geo.pipeline import train
 from pgnn_geo.run_folder import claim_folder, progress
+from pgnn_geo.training.stems import stem_banks
 
 BACKGROUNDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 
@@ -83,8 +84,8 @@ def train_cell(
         stems, settings = out / "stems", config.train_of(planned.model)
         if settings.augment == "window":  # common to all: not to be counted as the first one's
             backbone = config.build_network(planned.model, len(photos.tagged.classes)).backbone
-            for view in (View(settings.size), View(settings.size, flip=True)):
-                stem_bank(backbone, photos.tagged, stems, view, progress, settings.precision)
+            views = (View(settings.size), View(settings.size, flip=True))
+            stem_banks(backbone, photos.tagged, stems, views, settings.precision, progress)
         resumed = (folder / "checkpoints").is_dir()
         start = time.perf_counter()
         train(config, planned.model, folder, photos.tagged, stems, boxes)

@@ -42,7 +42,8 @@ def load_attention_model(path: str | os.PathLike[str]) -> AttentionCheckpoint:
     with fitting_content(path):
         model = PGNN(**{**content["config"], "weights": None})
         model.load_state_dict(content["state_dict"])
-        model.backbone.frozen_norm = content["config"]["weights"] is not None
+        if content["config"]["weights"] is not None:
+            model.backbone.freeze_norms()
         model.config = dict(content["config"])
         ledger = SupervisionLedger.from_dict(content["ledger"])
         classes = tuple(content["classes"])

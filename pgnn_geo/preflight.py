@@ -19,7 +19,8 @@ def describe_machine() -> list[str]:
             lines.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             lines.append(f"{package} is not installed")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    device = " + ".join(names) or "CPU only"
     lines.append(f"device: {device}, {torch.get_num_threads()} threads")
     return [*lines, f"precision auto: {resolve_precision('auto')}"]
 

@@ -136,7 +136,8 @@ class BoxAdjuster(nn.Module):
         """Build the network of a :attr:`config`; pretrained weights are left to a state dict."""
         model = cls(**{**config, "weights": None})
         model.config = dict(config)
-        model.backbone.frozen_norm = config["weights"] is not None
+        if config["weights"] is not None:
+            model.backbone.freeze_norms()
         return model
 
     def forward(self, images: Tensor, boxes: Sequence[Tensor]) -> Tensor:

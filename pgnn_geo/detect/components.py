@@ -22,6 +22,8 @@ def connected_components(masks: Tensor) -> Tensor:
         - **output:** :math:`(n, h, w)` long: 0 outside, and inside a number 1 or more that the
           pixels of one component of one mask share; numbers have gaps
     """
+    if masks.numel() == 0:
+        return masks.long()
     starts = masks & ~F.pad(masks, (1, -1))
     run = starts.flatten().cumsum(0).view_as(starts) * masks
     above, below = _touching_runs(masks, starts, run)
@@ -39,7 +41,7 @@ def connected_components(masks: Tensor) -> Tensor:
 
 
 def _touching_runs(masks: Tensor, starts: Tensor, run: Tensor) -> tuple[Tensor, Tensor]:
-    """Runs that touch one in the row below, and that one; two runs seldom more than once."""
+    """Pairs of a run and one in the row below that it touches; no pair comes more than thrice."""
     # Straight down, where either begins; across a corner, where nothing straight joins the two.
     straight = masks[:, :-1] & masks[:, 1:] & (starts[:, :-1] | starts[:, 1:])
     right = masks[:, :-1, :-1] & ~masks[:, :-1, 1:] & starts[:, 1:, 1:]

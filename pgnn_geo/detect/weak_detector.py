@@ -150,7 +150,8 @@ class WeakDetector(nn.Module):
         """Build the network of a :attr:`config`; pretrained weights are left to a state dict."""
         model = cls(**{**config, "weights": None})
         model.config = dict(config)
-        model.backbone.frozen_norm = config["weights"] is not None
+        if config["weights"] is not None:
+            model.backbone.freeze_norms()
         return model
 
     def set_sizes(self, sizes: Sequence[int] | None) -> "WeakDetector":

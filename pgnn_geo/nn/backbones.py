@@ -53,7 +53,7 @@ class Backbone(nn.Module):
         self.stages = stages
         self.out_channels = out_channels
         self.frozen_stages = 0
-        self.frozen_norm = False  # pretrained statistics are kept: batches are small
+        self.frozen_norm = False
         self.output_stride = 0
         # Part of the state: weights mean nothing without the input that they were trained for.
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
@@ -135,17 +135,31 @@ class Backbone(nn.Module):
             )
         for i, stage in enumerate(self.stages):
             stage.requires_grad_(i >= stages)
+        if self.frozen_norm:
+            for norm in self._norms():
+                norm.requires_grad_(False)
         self.frozen_stages = stages
         return self.train(self.training)
+
+    def freeze_norms(self) -> "Backbone":
+        """Keep the batch norms, statistics and weights, as those of pretrained weights are kept.
+
+        Batches are small, and what they are trained on is not what the statistics are of.
+        """
+        self.frozen_norm = True
+        return self.freeze(self.frozen_stages)
+
+    def _norms(self) -> list[nn.BatchNorm2d]:
+        return [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
 
     def train(self, mode: bool = True) -> "Backbone":
         """Set the training mode; frozen stages and pretrained batch norms keep their statistics."""
         super().train(mode)
         for stage in self.stages[: self.frozen_stages]:
             stage.eval()
-        for module in self.modules():
-            if self.frozen_norm and isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        if self.frozen_norm:
+            for norm in self._norms():
+                norm.eval()
         return self
 
 
@@ -312,8 +326,8 @@ def build_backbone(
         if state is not None:
             resnet.load_state_dict(state)
         backbone = ResNetBackbone(resnet, **kwargs)
-    backbone.frozen_norm = state is not None
-    return backbone.set_output_stride(output_stride).freeze(freeze_stages)
+    backbone.set_output_stride(output_stride).freeze(freeze_stages)
+    return backbone if state is None else backbone.freeze_norms()
 
 
 def load_weights(entry: WeightsEnum) -> dict[str, Tensor]:

@@ -141,8 +141,6 @@ class DeepLabV2(nn.Module):
         }
         self.num_classes = num_classes
         self.backbone = build_backbone(backbone, weights, output_stride, freeze_stages)
-        if self.backbone.frozen_norm:
-            self._freeze_norms()
         hidden = hidden_channels if isinstance(self.backbone, VGGBackbone) else None
         self.head = DilatedHead(self.backbone.out_channels, num_classes + 1, dilations, hidden)
 
@@ -152,14 +150,8 @@ class DeepLabV2(nn.Module):
         model = cls(**{**config, "weights": None})
         model.config = dict(config)
         if config["weights"] is not None:
-            model.backbone.frozen_norm = True
-            model._freeze_norms()
+            model.backbone.freeze_norms()
         return model
-
-    def _freeze_norms(self) -> None:
-        for module in self.backbone.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits at the backbone's output stride."""

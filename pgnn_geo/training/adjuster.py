@@ -167,9 +167,9 @@ def train_adjuster(
         out,
         config.epochs,
         config.seed,
-        config.precision,
-        name,
-        console,
-        callbacks,
+        precision=config.precision,
+        name=name,
+        console=console,
+        callbacks=callbacks,
     )
     return adjuster.eval()

@@ -313,7 +313,17 @@ def train_attention(
         progress=progress,
     )
     epochs = config.epochs + config.completion_epochs
-    fit(module, loader, out, epochs, config.seed, config.precision, name, console, callbacks)
+    fit(
+        module,
+        loader,
+        out,
+        epochs,
+        config.seed,
+        precision=config.precision,
+        name=name,
+        console=console,
+        callbacks=callbacks,
+    )
     if config.completion_epochs:  # what the seeding loss taught the scores to mean
         model.set_activation("softmax")
     return model.eval()

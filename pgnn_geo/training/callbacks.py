@@ -33,13 +33,13 @@ class EpochLine(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the line."""
-        if not trainer.is_global_zero:
-            return
-        metrics = {
+        metrics = {  # of all ranks, so all of them have to ask
             name.removesuffix("_epoch"): float(value)
             for name, value in trainer.callback_metrics.items()
             if not name.endswith("_step")
         }
+        if not trainer.is_global_zero:
+            return
         figures = "  ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
         self.console.print(
             f"{self.name}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {figures}  "

@@ -221,9 +221,9 @@ def train_detector(
         out,
         config.epochs,
         config.seed,
-        config.precision,
-        name,
-        console,
-        callbacks,
+        precision=config.precision,
+        name=name,
+        console=console,
+        callbacks=callbacks,
     )
     return network.set_sizes(config.sizes).eval()

@@ -12,9 +12,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import nn
+from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader
 
-from pgnn_geo.precision import Precision, check_devices, resolve_precision
+from pgnn_geo.errors import InputError
+from pgnn_geo.precision import Precision, check_devices, default_device, resolve_precision
 from pgnn_geo.training.callbacks import EpochLine, progress_bars
 
 
@@ -49,8 +51,8 @@ def fit(
     """Train a module; a run that was cut off goes on where it stopped, bit for bit.
 
     Lightning's checkpoint of the last epoch and TensorBoard's log lie in :obj:`out`. With several
-    devices each has a process of its own for the time of the training; here only the weights
-    change, not the callbacks nor the data.
+    devices each has a process of its own for the time of the training, which prints to standard
+    output; here only the weights change, not the callbacks nor the data.
 
     Args:
         module (LightningModule): What is trained, in place.
@@ -67,17 +69,19 @@ def fit(
             must give each rank its own share. (default: :obj:`1`)
 
     Raises:
-        InputError: If there are not so many devices.
+        InputError: If there are not so many devices, or training raised one.
     """
     check_devices(devices)
     if devices > 1:
         module.cpu()  # from which each process takes it to its own device
+        torch.cuda.empty_cache()  # the room is for the first of them
     checkpoint = ModelCheckpoint(  # after each epoch, in place of the one before
         dirpath=out / "checkpoints", filename="last", enable_version_counter=False
     )
     line = EpochLine(name, console)
     trainer = Trainer(
         max_epochs=epochs,
+        accelerator=default_device().type,
         devices=devices,
         # Not processes that run the whole program again: what comes after is for one alone.
         strategy=DDPStrategy(start_method="spawn") if devices > 1 else "auto",
@@ -93,7 +97,19 @@ def fit(
         deterministic="warn",
         log_every_n_steps=1,
     )
-    trainer.fit(module, data, ckpt_path=last_checkpoint(out), weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=last_checkpoint(out), weights_only=True)
+    except ProcessRaisedException as error:
+        raise_as_input_error(error)
+        raise
+
+
+def raise_as_input_error(error: ProcessRaisedException) -> None:
+    """Raise the :class:`InputError` that another process ended with, if it did."""
+    name = f"{InputError.__module__}.{InputError.__qualname__}: "
+    _, found, message = str(error).rpartition(f"\n{name}")
+    if found:
+        raise InputError(message.strip()) from error
 
 
 def last_checkpoint(out: Path) -> Path | None:

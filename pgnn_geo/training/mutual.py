@@ -112,11 +112,15 @@ class MutualComplement(Callback):
         shard = range(trainer.global_rank, len(photos), trainer.world_size)
         stems = self.data.stem_crops
         stride = None if stems is not None else network.config["output_stride"]
+        if torch.distributed.is_initialized():  # batch norms have seen other photos on each device
+            for buffer in network.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        progress = self.progress if trainer.is_global_zero else no_progress
         with (
             autocast(config.precision, pl_module.device),  # its converted weights are kept
             network.at_output_stride(stride),
         ):
-            for index in self.progress(shard, f"labels of epoch {epoch}", len(shard)):
+            for index in progress(shard, f"labels of epoch {epoch}", len(shard)):
                 item = photos[index]
                 before = item["mask"].as_subclass(Tensor)
                 if stems is None:

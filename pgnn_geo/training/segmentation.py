@@ -22,7 +22,7 @@ from pgnn_geo.labels.feature_bank import FeatureBank
 from pgnn_geo.labels.features import Progress, no_progress
 from pgnn_geo.masks import IGNORE
 from pgnn_geo.nn.deeplab import DeepLabV2, HeadName, upsample_logits
-from pgnn_geo.precision import Precision, resolve_precision
+from pgnn_geo.precision import Precision, check_devices, resolve_precision
 from pgnn_geo.training.fitting import fit
 from pgnn_geo.training.stem_crops import StemCrops, padded_stems
 
@@ -328,13 +328,14 @@ def train_segmentation(
         The trained network, in evaluation mode.
 
     Raises:
-        InputError: If there are no label images, the network has other classes, or sizes and
-            strides do not fit each other.
+        InputError: If there are no label images, the network has other classes, sizes and strides
+            do not fit each other, or there are not so many devices.
     """
     config = config or SegmentationTrainingConfig()
     if not isinstance(data, SegmentationData):
         data = SegmentationData(data, config)
     _check_labels(data.dataset, network)
+    check_devices(config.devices)
     network.backbone.freeze(config.freeze_stages)
     network.to(memory_format=_memory_format(config.precision))
     if config.augment == "window":
@@ -350,11 +351,11 @@ def train_segmentation(
             out,
             epochs,
             config.seed,
-            config.precision,
-            name,
-            console,
-            callbacks,
-            config.devices,
+            precision=config.precision,
+            name=name,
+            console=console,
+            callbacks=callbacks,
+            devices=config.devices,
         )
     if stem_folder is None:
         shutil.rmtree(out / "stems", ignore_errors=True)  # gigabytes that only training needs

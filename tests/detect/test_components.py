@@ -72,7 +72,7 @@ def test_a_long_and_winding_component() -> None:
     compare(mask[None])
 
 
-@pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 4), (2, 4, 4)])
+@pytest.mark.parametrize("shape", [(0, 4, 4), (2, 0, 4), (2, 4, 0), (2, 4, 4)])
 def test_nothing_there(shape: tuple[int, int, int]) -> None:
     labels = connected_components(torch.zeros(shape, dtype=torch.bool))
     boxes, owner, place = component_boxes(labels)

@@ -114,9 +114,11 @@ def test_frozen_norms_keep_their_statistics():
     backbone = build_backbone("vgg_tiny", weights=None, freeze_stages=1).train()
     norms = [m for m in backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert [m.training for m in norms] == [False] + [True] * (len(norms) - 1)
-    backbone.frozen_norm = True
-    backbone.train()
-    assert not any(m.training for m in norms)
+    backbone.freeze_norms()
+    assert not any(m.training or m.weight.requires_grad for m in norms)
+    backbone.freeze(0).train()  # stages are thawed, the norms are not
+    assert not any(m.training or m.bias.requires_grad for m in norms)
+    assert backbone.stages[0][0].weight.requires_grad
 
 
 @pytest.mark.parametrize(

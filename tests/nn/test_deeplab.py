@@ -73,9 +73,7 @@ def test_parameter_groups_cover_what_is_trained_once():
 
 
 def pretrained(*args):
-    backbone = build_backbone(*args)
-    backbone.frozen_norm = True  # as it is with downloaded weights
-    return backbone.train()
+    return build_backbone(*args).freeze_norms()  # as it is with downloaded weights
 
 
 def test_pretrained_batch_norm_is_frozen(monkeypatch):

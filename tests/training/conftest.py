@@ -1,5 +1,8 @@
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,3 +35,17 @@ def killed_at(
                 yield
 
     return killed_at
+
+
+@pytest.fixture
+def train_on_two_devices() -> Callable[[str, Path, Path], str]:
+    """`train_on_two_devices(what, out, shapes_root)`: see `two_devices.py`; what it printed."""
+
+    def run(what: str, out: Path, shapes_root: Path) -> str:
+        script = Path(__file__).with_name("two_devices.py")
+        command = [sys.executable, script, what, out, shapes_root]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=230)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run

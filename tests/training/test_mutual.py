@@ -266,3 +266,16 @@ def test_from_stems_the_prediction_is_the_segmenters(labelled, tmp_path):
         agreed += (mask == expected).float().mean().item() / len(labelled)
         seen.update(predicted.unique().tolist())
     assert agreed > 0.995 and len(seen) > 2  # kept stems are in half precision
+
+
+@pytest.mark.slow
+def test_two_devices_share_the_photos_and_resume(train_on_two_devices, shapes_root, tmp_path):
+    train_on_two_devices("mutual", tmp_path, shapes_root)
+    cut, lost = json.loads((tmp_path / "errors.json").read_text())
+    assert cut == "the second epoch" and lost.startswith("The labels of epoch 1 are missing")
+    for epoch in ("epoch-001", "epoch-002"):
+        folders = [tmp_path / name / "labels" / epoch for name in ("whole", "cut")]
+        labels, resumed = map(images_of, folders)
+        assert len(labels) == 20 and labels == resumed
+        records = [json.loads((folder / "changed.json").read_text()) for folder in folders]
+        assert records[0] == records[1] and records[0]["pixels"] == 20 * 64 * 64

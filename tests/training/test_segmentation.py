@@ -1,7 +1,5 @@
 import math
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -293,52 +291,12 @@ def test_windows_of_stems_have_one_scale_and_frozen_stages(options, message):
         replace(CONFIG, augment="window", **options)
 
 
-TWO_DEVICES = """
-import sys
-from pathlib import Path
-
-import torch
-from lightning.pytorch import Callback
-
-from pgnn_geo.datasets import Shapes
-from pgnn_geo.nn import DeepLabV2
-from pgnn_geo.training.segmentation import SegmentationTrainingConfig, train_segmentation
-
-
-class KeepsBatch(Callback):
-    def __init__(self, folder):
-        self.folder = folder
-
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        torch.save(batch, self.folder / f"batch{trainer.global_rank}-{batch_idx}.pt")
-
-
-if __name__ == "__main__":
-    out, root = map(Path, sys.argv[1:])
-    config = SegmentationTrainingConfig(
-        epochs=1, steps=None, batch_size=10, size=64, crop=64, lr=0.1, head_factor=1.0,
-        momentum=0.0, weight_decay=0.0, workers=0, precision="32-true", devices=2,
-    )
-    torch.manual_seed(0)
-    network = DeepLabV2(
-        "vgg_tiny", 5, weights=None, hidden_channels=None, head="largefov", dilations=(2,)
-    )
-    torch.save(network.state_dict(), out / "before.pt")
-    shapes = Shapes(root, "train", num_images=(20, 10), size=64, with_masks=True)
-    train_segmentation(network, shapes, out, config, [KeepsBatch(out)])
-    torch.save(network.state_dict(), out / "after.pt")
-"""
-
-
 @pytest.mark.slow
-def test_two_devices_step_along_the_mean_of_their_gradients(shapes_root, shapes, tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(TWO_DEVICES)
-    run = subprocess.run(
-        [sys.executable, script, tmp_path, shapes_root], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("epoch 1/1") == 1
+def test_two_devices_step_along_the_mean_of_their_gradients(
+    train_on_two_devices, shapes_root, tmp_path
+):
+    printed = train_on_two_devices("step", tmp_path, shapes_root)
+    assert printed.count("epoch 1/1") == 1
     batches = [torch.load(tmp_path / f"batch{rank}-0.pt") for rank in (0, 1)]
     assert all(len(batch["image"]) == 10 for batch in batches)
     assert not torch.equal(batches[0]["mask"], batches[1]["mask"])
