@@ -28,7 +28,7 @@ class AdjusterTrainingConfig:
 
     Args:
         epochs (int): Passes over the photos.
-        batch_size (int): Photos in a batch, on each device.
+        batch_size (int): Photos in a batch.
         sizes (tuple of int): Sides of the squares to which photos are resized.
         flip (bool): Mirror every second photo.
         draws (int): Boxes drawn around each true one at each visit.

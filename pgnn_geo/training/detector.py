@@ -35,7 +35,7 @@ class DetectorTrainingConfig:
 
     Args:
         epochs (int): Passes over the photos.
-        batch_size (int): Photos in a batch, on each device.
+        batch_size (int): Photos in a batch.
         sizes (tuple of int): Sides of the squares to which photos are resized; each batch draws
             one. Their frozen stages are computed once and kept on disk: 2.8 MB for each photo of
             416 pixels and as much for its mirror image, by VGG-16 with four frozen stages.
