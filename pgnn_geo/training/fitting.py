@@ -100,11 +100,11 @@ def fit(
     try:
         trainer.fit(module, data, ckpt_path=last_checkpoint(out), weights_only=True)
     except ProcessRaisedException as error:
-        raise_as_input_error(error)
+        _raise_as_input_error(error)
         raise
 
 
-def raise_as_input_error(error: ProcessRaisedException) -> None:
+def _raise_as_input_error(error: ProcessRaisedException) -> None:
     """Raise the :class:`InputError` that another process ended with, if it did."""
     name = f"{InputError.__module__}.{InputError.__qualname__}: "
     _, found, message = str(error).rpartition(f"\n{name}")
