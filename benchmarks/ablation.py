@@ -27,11 +27,11 @@ from _common import machine
 
 from pgnn_geo.config import DataConfig, ModelConfig, RunConfig
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import write_json
+from pgnn_geo.io.files import write_json
+from pgnn_geo.io.run_folder import claim_folder, console
 from pgnn_geo.patches import read_boxes
 from pgnn_geo.precision import default_device
 from pgnn_geo.preflight import find_problems, raise_problems
-from pgnn_geo.run_folder import claim_folder, console
 
 
 def parser() -> argparse.ArgumentParser:

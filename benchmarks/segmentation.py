@@ -30,8 +30,8 @@ from pgnn_geo.config import DataConfig, SegmentationNetworkConfig, Stage2Config
 from pgnn_geo.config_changes import SegmentationTrainingConfigChanges, recipe_with
 from pgnn_geo.errors import InputError
 from pgnn_geo.evaluation import evaluate
-from pgnn_geo.files import atomic_write, write_json
-from pgnn_geo.run_folder import console
+from pgnn_geo.io.files import atomic_write, write_json
+from pgnn_geo.io.run_folder import console
 from pgnn_geo.training.segmentation import RecipeName
 
 MutualName = Literal["off", "literal", "tags"]

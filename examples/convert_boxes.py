@@ -30,7 +30,7 @@ import torch
 from pgnn_geo.datasets import VOC_CLASSES
 from pgnn_geo.detect import ImageBoxes, write_boxes
 from pgnn_geo.errors import InputError
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.ledger import SupervisionLedger
 
 ALLOWED = {
     *(

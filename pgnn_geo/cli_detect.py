@@ -13,7 +13,7 @@ from pgnn_geo.detection import (
     DetectConfig,
     DetectorNetworkConfig,
 )
-from pgnn_geo.run_folder import console
+from pgnn_geo.io.run_folder import console
 from pgnn_geo.training.adjuster import AdjusterTrainingConfig
 from pgnn_geo.training.detector import DetectorTrainingConfig
 

@@ -6,9 +6,9 @@ from typing import Any
 from pgnn_geo.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.evaluation import evaluate as evaluate_labels
-from pgnn_geo.files import write_json
+from pgnn_geo.io.files import write_json
+from pgnn_geo.io.run_folder import console
 from pgnn_geo.report import read_run, write_report
-from pgnn_geo.run_folder import console
 from pgnn_geo.viz.report import score_table
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, get_args
 
 from pgnn_geo.datasets import VOC2012, Shapes, TaggedDataset, TaggedFolder
 from pgnn_geo.errors import InputError
+from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.labels.inference import MapConfig
 from pgnn_geo.labels.refine import (
     HALF_SIZE,
@@ -16,7 +17,6 @@ from pgnn_geo.labels.refine import (
     RefinementName,
     build_refinement,
 )
-from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.backbones import BackboneName, resolve_weights
 from pgnn_geo.nn.deeplab import DeepLabV2

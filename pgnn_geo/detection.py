@@ -28,12 +28,12 @@ from pgnn_geo.detect.model_file import (
 )
 from pgnn_geo.detect.proposals import ProposalCache, ProposalConfig
 from pgnn_geo.detect.weak_detector import PoolName, WeakDetector
-from pgnn_geo.files import write_json
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.files import write_json
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
 from pgnn_geo.nn.backbones import BackboneName, resolve_weights
 from pgnn_geo.precision import default_device
 from pgnn_geo.preflight import find_problems, raise_problems
-from pgnn_geo.run_folder import claim_folder, console, progress, timed
 from pgnn_geo.training.adjuster import AdjusterTrainingConfig, train_adjuster
 from pgnn_geo.training.detector import DetectorTrainingConfig, train_detector
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from pgnn_geo.datasets import TaggedDataset
-from pgnn_geo.masks import load_mask
+from pgnn_geo.io.masks import load_mask
+from pgnn_geo.io.run_folder import progress
 from pgnn_geo.metrics import ConfusionMatrix, SegmentationScores
-from pgnn_geo.run_folder import progress
 
 
 def evaluate(labels: Path, truth: TaggedDataset) -> SegmentationScores:

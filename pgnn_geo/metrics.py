@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.masks import IGNORE
+from pgnn_geo.io.masks import IGNORE
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pgnn_geo import detection
-from pgnn_geo.checkpoint import load_attention_model
 from pgnn_geo.config import BoxConfig, RunConfig
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.detect.attention_boxes import AttentionBoxConfig, AttentionBoxes
@@ -19,10 +18,11 @@ from pgnn_geo.detect.photo_boxes import PhotoBoxes
 from pgnn_geo.detect.proposals import check_selective_search
 from pgnn_geo.detection import DetectConfig, DetectorNetworkConfig
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import first_difference
+from pgnn_geo.io.checkpoint import load_attention_model
+from pgnn_geo.io.files import first_difference
+from pgnn_geo.io.run_folder import console, progress, timed
 from pgnn_geo.labels.inference import attention_maps
 from pgnn_geo.precision import default_device
-from pgnn_geo.run_folder import console, progress, timed
 from pgnn_geo.training.detector import DetectorTrainingConfig
 
 
@@ -39,7 +39,7 @@ def make_boxes(
         config (RunConfig): What is run, with boxes.
         dataset (TaggedDataset): Its photos.
         path (Path): Where the boxes are kept, as COCO results with a record of what made them.
-        cam (Path): The run's CAM, as :func:`~pgnn_geo.checkpoint.save_attention_model` wrote it.
+        cam (Path): The run's CAM, as :func:`~pgnn_geo.io.checkpoint.save_attention_model` wrote it.
         stems (Path, optional): Where outputs of frozen stages are kept for reuse.
 
     Raises:

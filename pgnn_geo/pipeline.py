@@ -14,24 +14,24 @@ from lightning.pytorch import seed_everything
 from torch import Tensor
 
 from pgnn_geo import stage2
-from pgnn_geo.checkpoint import load_attention_model, save_attention_model
 from pgnn_geo.config import LabelConfig, ModelName, RunConfig, SegmentConfig, ledger_of
 from pgnn_geo.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.detect.photo_boxes import PhotoBoxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.evaluation import evaluate
-from pgnn_geo.files import first_difference, write_json
+from pgnn_geo.io.checkpoint import load_attention_model, save_attention_model
+from pgnn_geo.io.files import first_difference, write_json
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.io.masks import save_mask
+from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
 from pgnn_geo.labels.inference import attention_maps
 from pgnn_geo.labels.refine import DenseCRF
 from pgnn_geo.labels.seeds import refined_labels
-from pgnn_geo.ledger import SupervisionLedger
-from pgnn_geo.masks import save_mask
 from pgnn_geo.nn import PGNN
 from pgnn_geo.patches import describe_boxes, make_boxes, patch_problems, read_boxes
 from pgnn_geo.precision import default_device
 from pgnn_geo.preflight import find_problems, raise_problems
-from pgnn_geo.run_folder import claim_folder, console, progress, timed
 from pgnn_geo.training.attention import train_attention
 from pgnn_geo.viz.report import label_sheets, score_table
 

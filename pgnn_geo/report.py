@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import atomic_write
+from pgnn_geo.io.files import atomic_write
 
 #: Where the scores of a kind of result stand in a ``metrics.json``, and on which split they are.
 RESULTS = {

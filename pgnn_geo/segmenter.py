@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.ledger import SupervisionLedger
-from pgnn_geo.model_folder import (
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.io.model_folder import (
     ModelFolder,
     find_model_folder,
     push_model_folder,

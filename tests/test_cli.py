@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from pgnn_geo.checkpoint import load_attention_model
 from pgnn_geo.cli import main
 from pgnn_geo.datasets import Shapes
+from pgnn_geo.io.checkpoint import load_attention_model
+from pgnn_geo.io.masks import load_mask
 from pgnn_geo.labels import (
     MapConfig,
     PixelAdaptiveRefinement,
     attention_maps,
     background_score,
 )
-from pgnn_geo.masks import load_mask
 from pgnn_geo.segmenter import Segmenter
 from pgnn_geo.training.segmentation import SegmentationModule
 

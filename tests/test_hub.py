@@ -18,7 +18,7 @@ SHA = "0123456789abcdef0123456789abcdef01234567"
 USE = """
 import torch
 from pgnn_geo.errors import InputError
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.nn import DeepLabV2
 from pgnn_geo.segmenter import Segmenter
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from pgnn_geo import detection, patches
-from pgnn_geo.checkpoint import load_attention_model
 from pgnn_geo.cli import main
 from pgnn_geo.config import BoxConfig, DataConfig, ModelConfig, RunConfig
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.detect import AttentionBoxes, BoxFile, ImageBoxes, PhotoBoxes, write_boxes
 from pgnn_geo.detect.proposals import ProposalConfig
 from pgnn_geo.errors import InputError
+from pgnn_geo.io.checkpoint import load_attention_model
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.io.masks import load_mask
 from pgnn_geo.labels import attention_maps
-from pgnn_geo.ledger import SupervisionLedger
-from pgnn_geo.masks import load_mask
 from pgnn_geo.training.attention import AttentionModule, AttentionTrainingConfig
 
 TINY = [

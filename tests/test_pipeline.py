@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from pgnn_geo import pipeline
-from pgnn_geo.checkpoint import save_attention_model
 from pgnn_geo.config_changes import LabelConfigChanges, MapConfigChanges
 from pgnn_geo.datasets import Shapes
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.checkpoint import save_attention_model
+from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.nn import PGNN
 from pgnn_geo.precision import default_device
 

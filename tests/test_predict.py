@@ -15,9 +15,10 @@ from pgnn_geo import predict
 from pgnn_geo.cli import main
 from pgnn_geo.datasets import load_photo
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels import build_refinement, read_coco
-from pgnn_geo.ledger import SupervisionLedger
-from pgnn_geo.masks import load_mask, voc_palette
+from pgnn_geo.io import read_coco
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.io.masks import load_mask, voc_palette
+from pgnn_geo.labels import build_refinement
 from pgnn_geo.nn import DeepLabV2
 from pgnn_geo.predict import PredictConfig, predict_folder
 from pgnn_geo.segmenter import Segmenter

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.metrics import ConfusionMatrix
 from pgnn_geo.nn import DeepLabV2
 from pgnn_geo.segmenter import Segmenter, shrink

@@ -12,7 +12,7 @@ from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.detect.boxes import ImageBoxes, boxes_to_photo
 from pgnn_geo.detect.components import component_boxes, connected_components
 from pgnn_geo.errors import InputError
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.ledger import SupervisionLedger
 
 ScoreName = Literal["overlap", "mean", "max"]
 

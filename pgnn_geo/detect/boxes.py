@@ -16,7 +16,7 @@ from torchvision.ops import batched_nms, box_area, box_iou, clip_boxes_to_image
 
 from pgnn_geo.datasets.labels import first_of
 from pgnn_geo.errors import InputError
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.ledger import SupervisionLedger
 
 _SLACK = 0.5  # pixels that a box may reach beyond its photo: files round
 

@@ -3,10 +3,10 @@
 import os
 from typing import NamedTuple
 
-from pgnn_geo.checkpoint import fitting_content, read_model_file, write_model_file
 from pgnn_geo.detect.adjuster import BoxAdjuster
 from pgnn_geo.detect.weak_detector import WeakDetector
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.checkpoint import fitting_content, read_model_file, write_model_file
+from pgnn_geo.io.ledger import SupervisionLedger
 
 _DETECTOR, _ADJUSTER = "pgnn_geo weak detector 1", "pgnn_geo box adjuster 1"
 

@@ -1,7 +1,6 @@
 """From attention maps to pseudo-labels."""
 
 from pgnn_geo.labels.attention_store import AttentionStore
-from pgnn_geo.labels.export import read_coco, write_coco, write_voc_submission
 from pgnn_geo.labels.inference import MapConfig, attention_maps
 from pgnn_geo.labels.mutual import mutual_complement
 from pgnn_geo.labels.refine import DenseCRF, PixelAdaptiveRefinement, build_refinement
@@ -16,9 +15,6 @@ __all__ = [
     "background_score",
     "build_refinement",
     "mutual_complement",
-    "read_coco",
     "refined_labels",
     "seed_labels",
-    "write_coco",
-    "write_voc_submission",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import write_json
+from pgnn_geo.io.files import write_json
 
 
 class FeatureBank:

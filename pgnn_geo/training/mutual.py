@@ -9,11 +9,11 @@ from torch import Tensor
 
 from pgnn_geo.datasets import Item, TaggedDataset
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import write_json
+from pgnn_geo.io.files import write_json
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.io.masks import save_mask
 from pgnn_geo.labels.features import Progress, no_progress
 from pgnn_geo.labels.mutual import mutual_complement
-from pgnn_geo.ledger import SupervisionLedger
-from pgnn_geo.masks import save_mask
 from pgnn_geo.metrics import ConfusionMatrix
 from pgnn_geo.nn.deeplab import DeepLabV2
 from pgnn_geo.nn.view_average import ViewAverage

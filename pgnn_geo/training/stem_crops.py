@@ -12,9 +12,9 @@ from torchvision.transforms.v2.functional import resize_image
 
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
+from pgnn_geo.io.masks import IGNORE
 from pgnn_geo.labels.feature_bank import FeatureBank
 from pgnn_geo.labels.features import Progress, View, no_progress
-from pgnn_geo.masks import IGNORE
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision
 from pgnn_geo.training.stems import stem_banks

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from pgnn_geo.detect.boxes import ImageBoxes
-from pgnn_geo.masks import voc_palette
+from pgnn_geo.io.masks import voc_palette
 
 
 def draw_boxes(

@@ -8,7 +8,7 @@ from torchvision.ops import box_iou
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.detect import AttentionBoxConfig, AttentionBoxes, attention_boxes
 from pgnn_geo.errors import InputError
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.ledger import SupervisionLedger
 
 SIZE = (60, 120)  # of the photo; the maps below have half of its pixels per side
 EXACT = AttentionBoxConfig(side=60, min_area=0)

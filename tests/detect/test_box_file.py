@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pgnn_geo.datasets import Shapes, TaggedDataset
 from pgnn_geo.detect import BoxFile, ImageBoxes, cached_boxes, write_boxes
 from pgnn_geo.errors import InputError
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.ledger import SupervisionLedger
 
 LEDGER = SupervisionLedger(tags="csv", weights="none")
 

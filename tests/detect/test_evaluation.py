@@ -16,7 +16,7 @@ from pgnn_geo.detect import (
     true_boxes,
 )
 from pgnn_geo.errors import InputError
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.ledger import SupervisionLedger
 
 Row = tuple[float, float, float, float, int, float]
 

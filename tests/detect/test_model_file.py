@@ -5,7 +5,7 @@ from pgnn_geo.detect.adjuster import BoxAdjuster
 from pgnn_geo.detect.model_file import load_adjuster, load_detector, save_adjuster, save_detector
 from pgnn_geo.detect.weak_detector import WeakDetector
 from pgnn_geo.errors import InputError
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.ledger import SupervisionLedger
 
 LEDGER = SupervisionLedger(tags="csv (voc train)", boxes="auxiliary (instances)")
 

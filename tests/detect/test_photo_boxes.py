@@ -7,7 +7,7 @@ import torch
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.detect import ImageBoxes, PhotoBoxes
 from pgnn_geo.errors import InputError
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.ledger import SupervisionLedger
 
 
 class Drawn:

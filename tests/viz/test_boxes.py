@@ -1,7 +1,7 @@
 import torch
 
 from pgnn_geo.detect import ImageBoxes
-from pgnn_geo.masks import voc_palette
+from pgnn_geo.io.masks import voc_palette
 from pgnn_geo.viz import draw_boxes
 
 BOXES = ImageBoxes(

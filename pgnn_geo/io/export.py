@@ -14,10 +14,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pgnn_geo.datasets.labels import VOC_CLASSES
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import atomic_write
-from pgnn_geo.masks import IGNORE, save_mask
+from pgnn_geo.io.files import atomic_write
+from pgnn_geo.io.masks import IGNORE, VOC_CLASSES, save_mask
 
 LabelImages = Iterable[tuple[str, Tensor | ArrayLike]]
 

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from pgnn_geo.files import atomic_folder, atomic_write, first_difference, write_json
+from pgnn_geo.io.files import atomic_folder, atomic_write, first_difference, write_json
 
 
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path):

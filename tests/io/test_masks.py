@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.masks import load_mask, save_mask, voc_palette
+from pgnn_geo.io.masks import load_mask, save_mask, voc_palette
 
 
 def test_palette_is_vocs():

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import atomic_write
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.files import atomic_write
+from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.nn import PGNN
 
 _FORMAT = "pgnn_geo attention model 1"

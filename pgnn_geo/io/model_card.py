@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.ledger import SupervisionLedger
 
 _USE = """\
 ```python

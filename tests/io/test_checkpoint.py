@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from pgnn_geo.checkpoint import load_attention_model, save_attention_model
 from pgnn_geo.errors import InputError
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.checkpoint import load_attention_model, save_attention_model
+from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.nn import PGNN
 
 LEDGER = SupervisionLedger(tags="csv", weights="W")

@@ -1,7 +1,7 @@
 import pytest
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.ledger import SupervisionLedger
 
 
 def test_round_trip_and_lines():

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels import export
-from pgnn_geo.labels.export import read_coco, write_coco, write_voc_submission
-from pgnn_geo.masks import load_mask, voc_palette
+from pgnn_geo.io import export
+from pgnn_geo.io.export import read_coco, write_coco, write_voc_submission
+from pgnn_geo.io.masks import load_mask, voc_palette
 
 CLASSES = ["cat", "cow", "dog"]
 

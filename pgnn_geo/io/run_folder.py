@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import first_difference, write_json
+from pgnn_geo.io.files import first_difference, write_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

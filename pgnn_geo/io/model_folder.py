@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import atomic_folder, write_json
-from pgnn_geo.ledger import SupervisionLedger
-from pgnn_geo.model_card import model_card
+from pgnn_geo.io.files import atomic_folder, write_json
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.io.model_card import model_card
 from pgnn_geo.nn.deeplab import DeepLabV2
 
 _FORMAT = "pgnn_geo segmenter 1"

@@ -10,9 +10,16 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import atomic_write
+from pgnn_geo.io.files import atomic_write
 
 IGNORE = 255
+
+#: VOC's names of the labels 1..20.
+VOC_CLASSES: tuple[str, ...] = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person"),
+    *("pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
 
 
 def voc_palette() -> NDArray[np.uint8]:
