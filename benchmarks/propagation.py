@@ -26,8 +26,8 @@ from torch import Tensor
 
 from pgnn_geo.config import DataConfig, ModelConfig
 from pgnn_geo.datasets import Shapes, TaggedDataset
-from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.labels.features import View, stem_bank, stem_batches
+from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.stems import View, stem_bank, stem_batches
 from pgnn_geo.labels.propagation import PropagationName, TaggedMaps, propagate
 from pgnn_geo.nn.backbones import Backbone, build_backbone
 from pgnn_geo.precision import autocast

@@ -16,9 +16,9 @@ from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.labels import first_of
 from pgnn_geo.detect.boxes import BoxSource, ImageBoxes, box_problems, raise_for_rows
 from pgnn_geo.errors import InputError
+from pgnn_geo.features.stems import Progress, no_progress
 from pgnn_geo.io.files import atomic_write, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.labels.features import Progress, no_progress
 
 _VERSION = 1
 

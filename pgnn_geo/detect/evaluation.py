@@ -20,8 +20,8 @@ from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.detect.boxes import BoxSource, ImageBoxes
 from pgnn_geo.detect.components import component_boxes, connected_components
 from pgnn_geo.errors import InputError
+from pgnn_geo.features.stems import Progress, no_progress
 from pgnn_geo.io.masks import IGNORE
-from pgnn_geo.labels.features import Progress, no_progress
 
 BoxTable = Mapping[str, ImageBoxes]
 """Boxes of each image id."""

@@ -13,8 +13,8 @@ from pgnn_geo.detect.adjuster import BoxAdjuster, check_shared_stages
 from pgnn_geo.detect.boxes import ImageBoxes, boxes_to_photo, boxes_to_view
 from pgnn_geo.detect.weak_detector import WeakDetector, select_boxes
 from pgnn_geo.errors import InputError
+from pgnn_geo.features.stems import Progress, View, no_progress, stem_bank, stem_batches
 from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.labels.features import Progress, View, no_progress, stem_bank, stem_batches
 from pgnn_geo.precision import Precision, autocast
 
 

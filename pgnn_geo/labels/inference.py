@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pgnn_geo.datasets import TaggedDataset, partner_groups
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.labels.features import Progress, View, no_progress, stem_bank, stem_batches
+from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.stems import Progress, View, no_progress, stem_bank, stem_batches
+from pgnn_geo.features.whitening import WhitenedFeatures
 from pgnn_geo.labels.propagation import PropagationName, TaggedMaps, propagate
-from pgnn_geo.labels.whitening import WhitenedFeatures
 from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.backbones import Backbone, build_backbone
 from pgnn_geo.nn.decoder import ActivationName
@@ -47,7 +47,7 @@ class MapConfig:
             stages: of the :obj:`"pretrained"` backbone that training started from, of the
             :obj:`"trained"` one, or :obj:`"auto"`: the former where there is one.
         propagation_whitening (float, optional): Ridge of the whitening of these features, see
-            :class:`~pgnn_geo.labels.whitening.WhitenedFeatures`; none by default. It helps features
+            :class:`~pgnn_geo.features.whitening.WhitenedFeatures`; none by default. It helps features
             of random weights trained on few photos, and harms those of ImageNet.
         output_stride (int): Stride of the feature map.
         seed (int): Seed of the choice of partners.

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.detect.boxes import boxes_to_view
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.labels.features import Progress, View, no_progress
+from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.stems import Progress, View, no_progress
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision
 from pgnn_geo.training.stems import SeededItems, stem_banks
@@ -148,7 +148,7 @@ def box_view_dataset(
         sides (sequence of int): Sides of the squares to which the photos are resized.
         flip (bool): Also the mirrored photos. (default: :obj:`True`)
         max_boxes, precision, progress: See :class:`BoxViewDataset` and
-            :func:`~pgnn_geo.labels.features.stem_bank`.
+            :func:`~pgnn_geo.features.stems.stem_bank`.
     """
     views = [View(side, mirrored) for side in sides for mirrored in (False, True)[: 1 + flip]]
     banks = stem_banks(backbone, dataset, stem_folder, views, precision, progress)

@@ -22,7 +22,7 @@ from pgnn_geo.detect.oicr import (
 )
 from pgnn_geo.detect.weak_detector import WeakDetector, WeakDetectorOutput
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels.features import Progress, no_progress
+from pgnn_geo.features.stems import Progress, no_progress
 from pgnn_geo.precision import Precision
 from pgnn_geo.training.box_views import BoxViewData, box_view_dataset
 from pgnn_geo.training.fitting import adamw, fit

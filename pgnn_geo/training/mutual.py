@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pgnn_geo.datasets import Item, TaggedDataset
 from pgnn_geo.errors import InputError
+from pgnn_geo.features.stems import Progress, no_progress
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_mask
-from pgnn_geo.labels.features import Progress, no_progress
 from pgnn_geo.labels.mutual import mutual_complement
 from pgnn_geo.metrics import ConfusionMatrix
 from pgnn_geo.nn.deeplab import DeepLabV2
@@ -50,7 +50,7 @@ class MutualComplement(Callback):
             default every one does.
         truth (TaggedDataset, optional): The same photos with true masks, for measuring only.
         ledger (SupervisionLedger, optional): What the training is made from.
-        progress (callable, optional): See :data:`~pgnn_geo.labels.features.Progress`.
+        progress (callable, optional): See :data:`~pgnn_geo.features.stems.Progress`.
 
     Raises:
         InputError: If an argument is out of range, tags are wanted and missing, or the truth is of

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pgnn_geo.datasets import ClassGroupSampler, TaggedDataset, TrainTransform, collate_groups
 from pgnn_geo.detect.photo_boxes import PhotoBoxes
 from pgnn_geo.errors import InputError
+from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.stems import Progress, View, no_progress, stem_bank
 from pgnn_geo.labels import AttentionStore
-from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.labels.features import Progress, View, no_progress, stem_bank
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision, default_device
 
@@ -186,7 +186,7 @@ def stem_banks(
         dataset (TaggedDataset): The photos.
         folder (Path): Where the outputs are kept.
         views (iterable of View): How photos are seen.
-        precision, progress: See :func:`~pgnn_geo.labels.features.stem_bank`.
+        precision, progress: See :func:`~pgnn_geo.features.stems.stem_bank`.
     """
     backbone.to(default_device())
     return {view: stem_bank(backbone, dataset, folder, view, progress, precision) for view in views}

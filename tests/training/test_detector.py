@@ -11,8 +11,8 @@ from pgnn_geo.detect.inference import DetectionConfig, DetectorBoxes, detect_box
 from pgnn_geo.detect.oicr import oicr_centres, oicr_labels
 from pgnn_geo.detect.weak_detector import WeakDetector, select_boxes
 from pgnn_geo.errors import InputError
+from pgnn_geo.features.stems import View, photo_batches
 from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.labels.features import View, photo_batches
 from pgnn_geo.training.box_views import BoxViewData, box_view_dataset
 from pgnn_geo.training.detector import DetectorModule, DetectorTrainingConfig, train_detector
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pgnn_geo.datasets import EvalTransform, SquareTransform, TaggedDataset
-from pgnn_geo.labels.feature_bank import FeatureBank
+from pgnn_geo.features.bank import FeatureBank
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision, autocast, resolve_precision
 

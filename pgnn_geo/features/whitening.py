@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels.feature_bank import FeatureBank
+from pgnn_geo.features.bank import FeatureBank
 
 
 class WhitenedFeatures:

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.labels.whitening import WhitenedFeatures
+from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.whitening import WhitenedFeatures
 
 
 @pytest.fixture
