@@ -22,7 +22,7 @@ from pgnn_geo.features.stems import View
 from pgnn_geo.io.checkpoint import load_attention_model
 from pgnn_geo.io.files import first_difference, write_json
 from pgnn_geo.io.run_folder import claim_folder, progress
-from pgnn_geo.labels.inference import attention_maps
+from pgnn_geo.labels.maps import attention_maps
 from pgnn_geo.metrics import BackgroundSweep, SegmentationScores
 from pgnn_geo.patches import make_boxes
 from pgnn_geo.pipeline import train

@@ -27,7 +27,7 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.io.checkpoint import load_attention_model
 from pgnn_geo.io.files import atomic_write, write_json
 from pgnn_geo.io.run_folder import progress
-from pgnn_geo.labels.inference import MapConfig, attention_maps
+from pgnn_geo.labels.maps import MapConfig, attention_maps
 from pgnn_geo.nn import PGNN
 from pgnn_geo.precision import default_device
 from pgnn_geo.training.attention import COMPLETION

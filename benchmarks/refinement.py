@@ -32,7 +32,7 @@ from pgnn_geo.io.checkpoint import load_attention_model
 from pgnn_geo.io.files import atomic_write
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.io.run_folder import console, progress
-from pgnn_geo.labels.inference import attention_maps
+from pgnn_geo.labels.maps import attention_maps
 from pgnn_geo.labels.refine import RefinementName
 from pgnn_geo.pipeline import label_images
 

@@ -46,7 +46,7 @@ try:
     from pgnn_geo.io.export import write_coco, write_voc_submission
     from pgnn_geo.io.masks import load_mask
     from pgnn_geo.io.run_folder import claim_folder, console, progress
-    from pgnn_geo.labels.inference import MapConfig
+    from pgnn_geo.labels.maps import MapConfig
     from pgnn_geo.labels.refine import RefinementName
     from pgnn_geo.precision import Precision, default_device
     from pgnn_geo.predict import PredictConfig, predict_folder

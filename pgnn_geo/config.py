@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 from pgnn_geo.datasets import VOC2012, Shapes, TaggedDataset, TaggedFolder
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.labels.inference import MapConfig
+from pgnn_geo.labels.maps import MapConfig
 from pgnn_geo.labels.refine import (
     HALF_SIZE,
     HALF_SIZE_DILATIONS,

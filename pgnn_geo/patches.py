@@ -21,7 +21,7 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.io.checkpoint import load_attention_model
 from pgnn_geo.io.files import first_difference
 from pgnn_geo.io.run_folder import console, progress, timed
-from pgnn_geo.labels.inference import attention_maps
+from pgnn_geo.labels.maps import attention_maps
 from pgnn_geo.precision import default_device
 from pgnn_geo.training.detector import DetectorTrainingConfig
 

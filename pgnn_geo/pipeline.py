@@ -25,7 +25,7 @@ from pgnn_geo.io.files import first_difference, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
-from pgnn_geo.labels.inference import attention_maps
+from pgnn_geo.labels.maps import attention_maps
 from pgnn_geo.labels.refine import DenseCRF
 from pgnn_geo.labels.seeds import refined_labels
 from pgnn_geo.nn import PGNN

@@ -1,7 +1,7 @@
 """From attention maps to pseudo-labels."""
 
 from pgnn_geo.labels.attention_store import AttentionStore
-from pgnn_geo.labels.inference import MapConfig, attention_maps
+from pgnn_geo.labels.maps import MapConfig, attention_maps
 from pgnn_geo.labels.mutual import mutual_complement
 from pgnn_geo.labels.refine import DenseCRF, PixelAdaptiveRefinement, build_refinement
 from pgnn_geo.labels.seeds import background_score, refined_labels, seed_labels

@@ -16,7 +16,7 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.features.stems import Progress, no_progress
 from pgnn_geo.graph.geometry import patch_class
 from pgnn_geo.labels import AttentionStore
-from pgnn_geo.labels.inference import MapConfig
+from pgnn_geo.labels.maps import MapConfig
 from pgnn_geo.losses import SeedingLoss, classification_loss
 from pgnn_geo.nn import PGNN, PGNNOutput
 from pgnn_geo.precision import Precision

@@ -10,7 +10,7 @@ from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.detect.photo_boxes import PhotoBoxes
 from pgnn_geo.features.stems import Progress, no_progress
 from pgnn_geo.labels import AttentionStore
-from pgnn_geo.labels.inference import MapConfig, attention_maps
+from pgnn_geo.labels.maps import MapConfig, attention_maps
 from pgnn_geo.nn import PGNN
 from pgnn_geo.training.stems import empty_store, tags_of
 
