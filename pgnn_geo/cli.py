@@ -43,15 +43,15 @@ try:
         SegmentationTrainingConfigChanges,
         recipe_with,
     )
+    from pgnn_geo.inference.predict import PredictConfig, predict_folder
+    from pgnn_geo.inference.segmenter import Segmenter
     from pgnn_geo.io.export import write_coco, write_voc_submission
     from pgnn_geo.io.masks import load_mask
     from pgnn_geo.io.run_folder import claim_folder, console, progress
     from pgnn_geo.labels.maps import MapConfig
     from pgnn_geo.labels.refine import RefinementName
     from pgnn_geo.precision import Precision, default_device
-    from pgnn_geo.predict import PredictConfig, predict_folder
     from pgnn_geo.preflight import describe_machine, find_problems, raise_problems
-    from pgnn_geo.segmenter import Segmenter
     from pgnn_geo.training.attention import COMPLETION, AttentionTrainingConfig
     from pgnn_geo.training.segmentation import RECIPES, RecipeName
 except ModuleNotFoundError as error:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from pgnn_geo.cli import main
 from pgnn_geo.datasets import Shapes
+from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.checkpoint import load_attention_model
 from pgnn_geo.io.masks import load_mask
 from pgnn_geo.labels import (
@@ -20,7 +21,6 @@ from pgnn_geo.labels import (
     attention_maps,
     background_score,
 )
-from pgnn_geo.segmenter import Segmenter
 from pgnn_geo.training.segmentation import SegmentationModule
 
 TINY = [

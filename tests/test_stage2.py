@@ -14,10 +14,10 @@ from pgnn_geo.cli import main
 from pgnn_geo.config import DataConfig, SegmentationNetworkConfig, SegmentConfig
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.errors import InputError
+from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import load_mask, save_mask
 from pgnn_geo.metrics import ConfusionMatrix
-from pgnn_geo.segmenter import Segmenter
 from pgnn_geo.stage2 import labelled_photos
 
 TINY = [

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pgnn_geo.errors import InputError
+from pgnn_geo.features import bank as feature_bank
 from pgnn_geo.features.bank import FeatureBank
-from pgnn_geo.labels import feature_bank
 
 
 def test_rows_in_any_order(tmp_path):

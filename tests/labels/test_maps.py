@@ -11,7 +11,7 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.features.stems import View, stem_bank
 from pgnn_geo.graph.geometry import patch_class
 from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.labels import inference
+from pgnn_geo.labels import maps as inference
 from pgnn_geo.labels.maps import MapConfig, attention_maps
 from pgnn_geo.nn import PGNN, CongenericPropagation, build_backbone, normalize_attention
 from pgnn_geo.nn.decoder import activate

@@ -20,7 +20,7 @@ import torch
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.nn import DeepLabV2
-from pgnn_geo.segmenter import Segmenter
+from pgnn_geo.inference.segmenter import Segmenter
 
 torch.manual_seed(0)
 network = DeepLabV2("vgg_tiny", num_classes=2, weights=None, hidden_channels=8)

@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pgnn_geo import predict
 from pgnn_geo.cli import main
 from pgnn_geo.datasets import load_photo
 from pgnn_geo.errors import InputError
+from pgnn_geo.inference import predict
+from pgnn_geo.inference.predict import PredictConfig, predict_folder
+from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io import read_coco
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import load_mask, voc_palette
 from pgnn_geo.labels import build_refinement
 from pgnn_geo.nn import DeepLabV2
-from pgnn_geo.predict import PredictConfig, predict_folder
-from pgnn_geo.segmenter import Segmenter
 
 CLASSES = ("cat", "dog", "cow")
 
@@ -296,8 +296,8 @@ def test_errors_for_people(model, photos, tmp_path, capsys):
 
 PREDICT = """
 import sys
-from pgnn_geo.predict import PredictConfig, predict_folder
-from pgnn_geo.segmenter import Segmenter
+from pgnn_geo.inference.predict import PredictConfig, predict_folder
+from pgnn_geo.inference.segmenter import Segmenter
 
 predict_folder(
     Segmenter.from_pretrained(sys.argv[1]), [sys.argv[2]], sys.argv[3], PredictConfig((1, 2))
@@ -326,8 +326,8 @@ def test_a_killed_process_is_continued_where_it_was(segmenter, model, tmp_path):
 
 HUGE = """
 import resource, sys
-from pgnn_geo.segmenter import Segmenter
-from pgnn_geo.predict import predict_folder
+from pgnn_geo.inference.segmenter import Segmenter
+from pgnn_geo.inference.predict import predict_folder
 
 segmenter = Segmenter.from_pretrained(sys.argv[1])
 peaks = []

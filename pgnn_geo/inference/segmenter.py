@@ -2,14 +2,11 @@
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as F
+from torch import Tensor
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.ledger import SupervisionLedger
@@ -21,10 +18,9 @@ from pgnn_geo.io.model_folder import (
     write_model_folder,
 )
 from pgnn_geo.nn.deeplab import DeepLabV2
+from pgnn_geo.nn.photo_views import MAX_SIDE, photo_views
 from pgnn_geo.nn.view_average import ViewAverage
-from pgnn_geo.precision import Precision, autocast
-
-MAX_SIDE = 1024
+from pgnn_geo.precision import Precision
 
 
 class Segmenter:
@@ -80,7 +76,6 @@ class Segmenter:
     def __repr__(self) -> str:
         return f"{self.__class__.__name__}({self.network.config['backbone']}, {self.classes})"
 
-    @torch.no_grad()
     def views(
         self,
         image: Tensor,
@@ -98,26 +93,7 @@ class Segmenter:
             side (int, optional): Length of the longer side at scale 1, the photo's own if not
                 given: :attr:`side` is not looked at. (default: :obj:`None`)
         """
-        check_photo(image)
-        check_scales(scales, max_side)
-        network, device = self.network, self.network.backbone.device
-        whole, image = image, shrink(image, max_side).as_subclass(Tensor).to(device)
-        labels = torch.arange(len(self.classes) + 1)
-        if tags is not None:
-            labels = torch.cat([labels[:1], labels[1:][tags.bool().cpu()]])
-        unit = 1.0 if side is None else side / max(image.shape[1:])
-        maps = []
-        with evaluating(network), autocast(precision, device):
-            for scale in scales:
-                size = [max(1, round(n * unit * scale)) for n in image.shape[1:]]
-                pixels = F.to_dtype(F.resize(image, size, antialias=True), scale=True)
-                x = pixels[None].contiguous(memory_format=torch.channels_last)
-                for mirrored in (False, True)[: 1 + flip]:
-                    logits = network(x.flip(-1) if mirrored else x)[0].float()
-                    logits = logits.flip(-1) if mirrored else logits
-                    maps.append(logits if tags is None else logits[labels.to(device)])
-        views = ViewAverage(maps, labels, len(self.classes) + 1)
-        return views if image.shape == whole.shape else views.at(image.shape[1:])
+        return photo_views(self.network, image, scales, flip, precision, max_side, tags, side)
 
     def predict(
         self,
@@ -222,41 +198,3 @@ class Segmenter:
         with tempfile.TemporaryDirectory() as scratch:
             folder = self.save_pretrained(Path(scratch) / "segmenter")
             return push_model_folder(folder, repo_id, private, message, revision)
-
-
-def check_photo(image: Tensor) -> None:
-    """Raise an :class:`InputError` unless :obj:`image` is a photo :obj:`[3, H, W]`, uint8."""
-    if image.dim() != 3 or len(image) != 3 or image.dtype != torch.uint8 or 0 in image.shape:
-        raise InputError(f"want a photo [3, H, W] in uint8, got {[*image.shape]} in {image.dtype}")
-
-
-def check_scales(scales: Sequence[float], max_side: int | None) -> None:
-    """Raise an :class:`InputError` unless these are sizes that a network can be run at."""
-    if not scales or min(scales) <= 0:
-        raise InputError(f"'scales' must be one or more positive numbers, got {list(scales)}.")
-    if max_side is not None and max_side < 1:
-        raise InputError(f"'max_side' must be positive, got {max_side}.")
-
-
-def shrink(image: Tensor, max_side: int | None) -> Tensor:
-    """Scale a photo :obj:`[3, H, W]` down so that no side exceeds :obj:`max_side`.
-
-    Args:
-        image (torch.Tensor): The photo.
-        max_side (int, optional): The bound; :obj:`None` for no bound.
-    """
-    if max_side is None or max(image.shape[1:]) <= max_side:
-        return image
-    ratio = max_side / max(image.shape[1:])
-    return F.resize(image, [max(1, round(n * ratio)) for n in image.shape[1:]], antialias=True)
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put a network in evaluation mode for the time of a :obj:`with` block."""
-    training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(training)

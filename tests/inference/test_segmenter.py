@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pgnn_geo.errors import InputError
+from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.metrics import ConfusionMatrix
 from pgnn_geo.nn import DeepLabV2
-from pgnn_geo.segmenter import Segmenter, shrink
+from pgnn_geo.nn.photo_views import shrink
 
 LEDGER = SupervisionLedger(tags="csv", weights="W", tuned_on_truth=("threshold",))
 EXACT = {"precision": "32-true", "flip": False}

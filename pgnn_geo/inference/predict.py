@@ -19,12 +19,13 @@ from pgnn_geo.datasets import load_photo
 from pgnn_geo.datasets.photos import Photo, StrPath, find_photos, read_photo_tags
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.stems import Progress, no_progress
+from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.files import atomic_write, first_difference, write_json
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.labels.refine import RefinementName, build_refinement
+from pgnn_geo.nn.photo_views import MAX_SIDE, check_scales, shrink
 from pgnn_geo.nn.view_average import ViewAverage
 from pgnn_geo.precision import Precision, autocast
-from pgnn_geo.segmenter import MAX_SIDE, Segmenter, check_scales, shrink
 from pgnn_geo.viz.overlays import overlay
 
 MASKS, OVERLAYS, PROBABILITIES = "masks", "overlays", "probabilities"
