@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from _ablation_plan import Planned, describe
 from torch import Tensor
 
-from pgnn_geo.config import DataConfig
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.detect import PhotoBoxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.stems import View

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from pgnn_geo.config import BoxConfig, ModelConfig, ModelName, RunConfig
+from pgnn_geo.boxes.config import BoxConfig
+from pgnn_geo.config import ModelConfig, ModelName, RunConfig
 from pgnn_geo.labels.maps import MapConfig
 
 Change = Callable[[RunConfig], RunConfig]

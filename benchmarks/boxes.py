@@ -17,9 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from pgnn_geo.config import DataConfig
 from pgnn_geo.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.detect import AttentionBoxConfig, AttentionBoxes, BoxFile, BoxSource
 from pgnn_geo.detect.attention_boxes import ScoreName
 from pgnn_geo.detect.evaluation import evaluate_boxes, true_boxes

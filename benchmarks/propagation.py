@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from _common import Report, Timing, parser, peak_bytes
 from torch import Tensor
 
-from pgnn_geo.config import DataConfig, ModelConfig
+from pgnn_geo.config import ModelConfig
 from pgnn_geo.datasets import Shapes, TaggedDataset
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.features.bank import FeatureBank
 from pgnn_geo.features.stems import View, stem_bank, stem_batches
 from pgnn_geo.labels.propagation import PropagationName, TaggedMaps, propagate

@@ -23,9 +23,10 @@ import torch
 from _common import machine
 from torch import Tensor
 
-from pgnn_geo.config import DataConfig, LabelConfig
+from pgnn_geo.config import LabelConfig
 from pgnn_geo.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.evaluation import evaluate
 from pgnn_geo.io.checkpoint import load_attention_model

@@ -26,8 +26,9 @@ from jsonargparse import auto_cli
 
 from pgnn_geo import stage2
 from pgnn_geo.cli_parser import Parser
-from pgnn_geo.config import DataConfig, SegmentationNetworkConfig, Stage2Config
+from pgnn_geo.config import SegmentationNetworkConfig, Stage2Config
 from pgnn_geo.config_changes import SegmentationTrainingConfigChanges, recipe_with
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.evaluation import evaluate
 from pgnn_geo.io.files import atomic_write, write_json

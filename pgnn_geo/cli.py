@@ -1,7 +1,7 @@
 """The command line, ``pgnn-geo COMMAND``: each command is a function.
 
-Its ``**source`` are the options of :class:`~pgnn_geo.config.DataConfig`, which the parser finds by
-the call that they go into.
+Its ``**source`` are the options of :class:`~pgnn_geo.datasets.config.DataConfig`, which the parser
+finds by the call that they go into.
 """
 
 import logging
@@ -22,14 +22,12 @@ try:
     from jsonargparse import auto_cli
 
     from pgnn_geo import pipeline, stage2
+    from pgnn_geo.boxes.config import BoxConfig, BoxSourceName
     from pgnn_geo.cli_detect import adjuster, detect
     from pgnn_geo.cli_measure import evaluate, report
     from pgnn_geo.cli_parser import Parser
     from pgnn_geo.config import (
         CAM_LABELS,
-        BoxConfig,
-        BoxSourceName,
-        DataConfig,
         LabelConfig,
         ModelConfig,
         ModelName,
@@ -43,6 +41,7 @@ try:
         SegmentationTrainingConfigChanges,
         recipe_with,
     )
+    from pgnn_geo.datasets.config import DataConfig
     from pgnn_geo.inference.predict import PredictConfig, predict_folder
     from pgnn_geo.inference.segmenter import Segmenter
     from pgnn_geo.io.export import write_coco, write_voc_submission
@@ -51,8 +50,8 @@ try:
     from pgnn_geo.labels.maps import MapConfig
     from pgnn_geo.labels.refine import RefinementName
     from pgnn_geo.precision import Precision, default_device
-    from pgnn_geo.preflight import describe_machine, find_problems, raise_problems
     from pgnn_geo.training.attention import COMPLETION, AttentionTrainingConfig
+    from pgnn_geo.training.preflight import describe_machine, find_problems, raise_problems
     from pgnn_geo.training.segmentation import RECIPES, RecipeName
 except ModuleNotFoundError as error:
     raise SystemExit(

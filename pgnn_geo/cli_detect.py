@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pgnn_geo import detection
-from pgnn_geo.config import DataConfig
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.detect.inference import DetectionConfig
 from pgnn_geo.detect.proposals import ProposalConfig
 from pgnn_geo.detection import (

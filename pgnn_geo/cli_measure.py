@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pgnn_geo.config import DataConfig
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.evaluation import evaluate as evaluate_labels
 from pgnn_geo.io.files import write_json

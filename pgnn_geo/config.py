@@ -1,14 +1,13 @@
 """What decides the outcome of a run: data, network, training, maps, labels."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal
 
-from pgnn_geo.datasets import VOC2012, Shapes, TaggedDataset, TaggedFolder
+from pgnn_geo.boxes.config import BoxConfig
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
-from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.labels.maps import MapConfig
 from pgnn_geo.labels.refine import (
     HALF_SIZE,
@@ -18,96 +17,12 @@ from pgnn_geo.labels.refine import (
     build_refinement,
 )
 from pgnn_geo.nn import PGNN
-from pgnn_geo.nn.backbones import BackboneName, resolve_weights
+from pgnn_geo.nn.backbones import BackboneName
 from pgnn_geo.nn.deeplab import DeepLabV2
 from pgnn_geo.training.attention import AttentionTrainingConfig
 from pgnn_geo.training.segmentation import RECIPES, SegmentationTrainingConfig
 
 ModelName = Literal["cam", "pgnn"]
-BoxSourceName = Literal["attention", "detector", "file"]
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which photos, tags and classes.
-
-    Args:
-        data (str): "voc" (VOC layout), "folder" (photos and a CSV of tags) or "shapes" (embedded).
-        root (str): Folder of the data set.
-        split (str): Split of VOC: train, trainval, train_aug or val.
-        classes (str, optional): Comma-separated class names that restrict the task; label images
-            use 1..K in this order.
-        tags (str): For VOC: auto, annotations, csv, masks or a CSV file; for a folder: its CSV
-            file.
-        masks (str, optional): For a folder: folder of true masks ID.png, for measuring, or for
-            training where they are asked for.
-    """
-
-    data: Literal["voc", "folder", "shapes"] = "voc"
-    root: str = ""
-    split: str = "train"
-    classes: str | None = None
-    tags: str = "auto"
-    masks: str | None = None
-
-    @property
-    def name(self) -> str:
-        """How a ledger calls it: :obj:`"folder"`, or the data set and its split."""
-        return "folder" if self.data == "folder" else f"{self.data} {self.split}"
-
-    def build(self, with_masks: bool = False) -> TaggedDataset:
-        """Open the data set.
-
-        Raises:
-            InputError: If it is not there or does not fit the arguments.
-        """
-        if self.data == "shapes":
-            return Shapes(self.root, self.split, with_masks=with_masks)
-        if self.data == "folder":
-            csv = os.path.join(self.root, "labels.csv") if self.tags == "auto" else self.tags
-            masks = self.masks if with_masks else None
-            return TaggedFolder(self.root, csv, classes=self.classes, masks=masks)
-        return VOC2012(self.root, self.split, self.classes, self.tags, with_masks=with_masks)
-
-    def has_masks(self) -> bool:
-        """Whether there is a truth to measure against."""
-        if self.data == "folder":
-            return self.masks is not None
-        dataset = self.build()
-        return isinstance(dataset, VOC2012) and dataset.has_masks
-
-
-@dataclass(frozen=True)
-class BoxConfig:
-    """Patches that are boxes, see :mod:`pgnn_geo.patches`.
-
-    Args:
-        source (str): Where boxes come from: :obj:`"attention"`, the maps of the run's own CAM,
-            completed by propagation; :obj:`"detector"`, a detector trained on the run's tags; or
-            :obj:`"file"`.
-        file (str, optional): COCO results, see :class:`~pgnn_geo.detect.BoxFile`.
-        top_k (int): Boxes of what is seen of a photo that become nodes, the best ones; what they
-            leave is one more.
-        size (int): Positions per side of a box's patch.
-
-    Raises:
-        InputError: If a value is out of range, or a file is given without need or is missing.
-    """
-
-    source: BoxSourceName = "attention"
-    file: str | None = None
-    top_k: int = 5
-    size: int = 7
-
-    def __post_init__(self) -> None:
-        if self.source not in get_args(BoxSourceName):
-            raise InputError(f"box_source={self.source!r}: want one of {get_args(BoxSourceName)}")
-        if self.source == "file" and self.file is None:
-            raise InputError("box_source='file' needs a box_file of COCO results")
-        if self.source != "file" and self.file is not None:
-            raise InputError(f"box_file='{self.file}' wants box_source='file', not '{self.source}'")
-        if self.top_k < 1 or self.size < 1:
-            raise InputError(f"top_k={self.top_k}, box_size={self.size}: want 1 or more")
 
 
 #: What the nodes of the patch graph are: a grid's cells, or boxes; or there is no graph.
@@ -335,37 +250,3 @@ class RunConfig:
     def segment_on(self, labels: Path) -> SegmentConfig | None:
         """Return stage 2 on a folder of these photos' labels, if it is wanted."""
         return None if self.segment is None else self.segment.on(self.data, str(labels))
-
-
-class NetworkChoice(Protocol):
-    """A backbone and where its weights come from."""
-
-    @property
-    def backbone(self) -> BackboneName:  # noqa: D102
-        ...
-
-    @property
-    def weights(self) -> str | None:  # noqa: D102
-        ...
-
-
-class Job(Protocol):
-    """A training of a network on tagged photos."""
-
-    @property
-    def data(self) -> DataConfig:  # noqa: D102
-        ...
-
-    @property
-    def network(self) -> NetworkChoice:  # noqa: D102
-        ...
-
-
-def ledger_of(config: Job, dataset: TaggedDataset) -> SupervisionLedger:
-    """Return what a run of :obj:`config` is trained from."""
-    entry = resolve_weights(config.network.backbone, config.network.weights)
-    source = getattr(dataset, "tag_source", "given")
-    return SupervisionLedger(
-        tags=f"{source} ({config.data.name})",
-        weights=None if entry is None else str(entry),
-    )

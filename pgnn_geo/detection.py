@@ -12,8 +12,8 @@ from lightning.pytorch import seed_everything
 from rich.table import Table
 from torch import Tensor
 
-from pgnn_geo.config import DataConfig, ledger_of
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.detect.adjuster import BoxAdjuster
 from pgnn_geo.detect.auxiliary import AuxiliaryBoxes
 from pgnn_geo.detect.box_file import cached_boxes
@@ -33,9 +33,10 @@ from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
 from pgnn_geo.nn.backbones import BackboneName, resolve_weights
 from pgnn_geo.precision import default_device
-from pgnn_geo.preflight import find_problems, raise_problems
 from pgnn_geo.training.adjuster import AdjusterTrainingConfig, train_adjuster
 from pgnn_geo.training.detector import DetectorTrainingConfig, train_detector
+from pgnn_geo.training.job import ledger_of
+from pgnn_geo.training.preflight import find_problems, raise_problems
 
 
 @dataclass(frozen=True)

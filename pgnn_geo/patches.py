@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pgnn_geo import detection
-from pgnn_geo.config import BoxConfig, RunConfig
+from pgnn_geo.boxes.config import BoxConfig
+from pgnn_geo.config import RunConfig
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.detect.attention_boxes import AttentionBoxConfig, AttentionBoxes
 from pgnn_geo.detect.box_file import BoxFile, box_record, cached_boxes

@@ -14,7 +14,7 @@ from lightning.pytorch import seed_everything
 from torch import Tensor
 
 from pgnn_geo import stage2
-from pgnn_geo.config import LabelConfig, ModelName, RunConfig, SegmentConfig, ledger_of
+from pgnn_geo.config import LabelConfig, ModelName, RunConfig, SegmentConfig
 from pgnn_geo.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.detect.photo_boxes import PhotoBoxes
@@ -31,8 +31,9 @@ from pgnn_geo.labels.seeds import refined_labels
 from pgnn_geo.nn import PGNN
 from pgnn_geo.patches import describe_boxes, make_boxes, patch_problems, read_boxes
 from pgnn_geo.precision import default_device
-from pgnn_geo.preflight import find_problems, raise_problems
 from pgnn_geo.training.attention import train_attention
+from pgnn_geo.training.job import ledger_of
+from pgnn_geo.training.preflight import find_problems, raise_problems
 from pgnn_geo.viz.report import label_sheets, score_table
 
 TITLES: dict[ModelName, str] = {"cam": "CAM", "pgnn": "P-GNN"}

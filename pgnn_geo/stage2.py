@@ -9,8 +9,9 @@ from typing import Any
 from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 
-from pgnn_geo.config import DataConfig, SegmentConfig, ledger_of
+from pgnn_geo.config import SegmentConfig
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.evaluation import evaluate
 from pgnn_geo.inference.segmenter import Segmenter
@@ -19,8 +20,9 @@ from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
 from pgnn_geo.precision import Precision, autocast, default_device
-from pgnn_geo.preflight import find_problems, raise_problems
+from pgnn_geo.training.job import ledger_of
 from pgnn_geo.training.mutual import MutualComplement
+from pgnn_geo.training.preflight import find_problems, raise_problems
 from pgnn_geo.training.segmentation import SegmentationData, train_segmentation
 from pgnn_geo.viz.report import label_sheets, score_table
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from pgnn_geo import detection, patches
+from pgnn_geo.boxes.config import BoxConfig
 from pgnn_geo.cli import main
-from pgnn_geo.config import BoxConfig, DataConfig, ModelConfig, RunConfig
+from pgnn_geo.config import ModelConfig, RunConfig
 from pgnn_geo.datasets import Shapes
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.detect import AttentionBoxes, BoxFile, ImageBoxes, PhotoBoxes, write_boxes
 from pgnn_geo.detect.proposals import ProposalConfig
 from pgnn_geo.errors import InputError

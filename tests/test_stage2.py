@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from pgnn_geo.cli import main
-from pgnn_geo.config import DataConfig, SegmentationNetworkConfig, SegmentConfig
+from pgnn_geo.config import SegmentationNetworkConfig, SegmentConfig
 from pgnn_geo.datasets import Shapes
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.ledger import SupervisionLedger

@@ -4,10 +4,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from pgnn_geo.config import DataConfig, NetworkChoice
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.nn.backbones import load_weights, resolve_weights
 from pgnn_geo.precision import check_devices, resolve_precision
+from pgnn_geo.training.job import NetworkChoice
 
 
 def describe_machine() -> list[str]:
