@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from _ablation_plan import Planned, describe
 from torch import Tensor
 
+from pgnn_geo.boxes import PhotoBoxes
+from pgnn_geo.boxes.patches import make_boxes
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
-from pgnn_geo.detect import PhotoBoxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.stems import View
 from pgnn_geo.io.checkpoint import load_attention_model
@@ -24,7 +25,6 @@ from pgnn_geo.io.files import first_difference, write_json
 from pgnn_geo.io.run_folder import claim_folder, progress
 from pgnn_geo.labels.maps import attention_maps
 from pgnn_geo.metrics import BackgroundSweep, SegmentationScores
-from pgnn_geo.patches import make_boxes
 from pgnn_geo.pipeline import train
 from pgnn_geo.training.stems import stem_banks
 

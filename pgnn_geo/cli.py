@@ -22,8 +22,8 @@ try:
     from jsonargparse import auto_cli
 
     from pgnn_geo import pipeline, stage2
+    from pgnn_geo.boxes.cli import adjuster, detect
     from pgnn_geo.boxes.config import BoxConfig, BoxSourceName
-    from pgnn_geo.cli_detect import adjuster, detect
     from pgnn_geo.cli_measure import evaluate, report
     from pgnn_geo.cli_parser import Parser
     from pgnn_geo.config import (

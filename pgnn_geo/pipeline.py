@@ -14,10 +14,11 @@ from lightning.pytorch import seed_everything
 from torch import Tensor
 
 from pgnn_geo import stage2
+from pgnn_geo.boxes.patches import describe_boxes, make_boxes, patch_problems, read_boxes
+from pgnn_geo.boxes.photo_boxes import PhotoBoxes
 from pgnn_geo.config import LabelConfig, ModelName, RunConfig, SegmentConfig
 from pgnn_geo.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
 from pgnn_geo.datasets import TaggedDataset
-from pgnn_geo.detect.photo_boxes import PhotoBoxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.evaluation import evaluate
 from pgnn_geo.io.checkpoint import load_attention_model, save_attention_model
@@ -29,7 +30,6 @@ from pgnn_geo.labels.maps import attention_maps
 from pgnn_geo.labels.refine import DenseCRF
 from pgnn_geo.labels.seeds import refined_labels
 from pgnn_geo.nn import PGNN
-from pgnn_geo.patches import describe_boxes, make_boxes, patch_problems, read_boxes
 from pgnn_geo.precision import default_device
 from pgnn_geo.training.attention import train_attention
 from pgnn_geo.training.job import ledger_of
@@ -45,7 +45,7 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
     Leaves :obj:`MODEL/model.pt`, :obj:`MODEL/labels/ID.png`, :obj:`overlays/*.png` and
     :obj:`metrics.json`, MODEL being :obj:`cam` and :obj:`pgnn`, and in :obj:`segmentation` what
     :func:`~pgnn_geo.stage2.segment` leaves, trained on the labels of :obj:`pgnn`. If the patches
-    are boxes, also :obj:`boxes.json`, see :func:`~pgnn_geo.patches.make_boxes`.
+    are boxes, also :obj:`boxes.json`, see :func:`~pgnn_geo.boxes.patches.make_boxes`.
 
     Args:
         config (RunConfig): What to do.

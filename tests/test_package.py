@@ -68,7 +68,7 @@ def test_the_core_needs_no_extra():
     block = "; ".join(f"sys.modules[{name!r}] = None" for name in (*EXTRAS, "pycocotools"))
     code = (
         f"import sys; {block}; import pgnn_geo, pgnn_geo.datasets, pgnn_geo.metrics, "
-        "pgnn_geo.io.checkpoint, pgnn_geo.viz, pgnn_geo.inference.predict, pgnn_geo.detect; "
+        "pgnn_geo.io.checkpoint, pgnn_geo.viz, pgnn_geo.inference.predict, pgnn_geo.boxes; "
         "pgnn_geo.PGNN('vgg_tiny', weights=None)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -10,13 +10,13 @@ BoxSourceName = Literal["attention", "detector", "file"]
 
 @dataclass(frozen=True)
 class BoxConfig:
-    """Patches that are boxes, see :mod:`pgnn_geo.patches`.
+    """Patches that are boxes, see :mod:`pgnn_geo.boxes.patches`.
 
     Args:
         source (str): Where boxes come from: :obj:`"attention"`, the maps of the run's own CAM,
             completed by propagation; :obj:`"detector"`, a detector trained on the run's tags; or
             :obj:`"file"`.
-        file (str, optional): COCO results, see :class:`~pgnn_geo.detect.BoxFile`.
+        file (str, optional): COCO results, see :class:`~pgnn_geo.boxes.BoxFile`.
         top_k (int): Boxes of what is seen of a photo that become nodes, the best ones; what they
             leave is one more.
         size (int): Positions per side of a box's patch.

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +15,12 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import FeatureBank
 from pgnn_geo.features.stems import Progress, View, no_progress, stem_bank, stem_batches
 from pgnn_geo.features.whitening import WhitenedFeatures
+from pgnn_geo.graph.node_boxes import NodeBoxes
 from pgnn_geo.labels.propagation import PropagationName, TaggedMaps, propagate
 from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.backbones import Backbone, build_backbone
 from pgnn_geo.nn.decoder import ActivationName
 from pgnn_geo.precision import Precision, autocast
-
-if TYPE_CHECKING:  # boxes are made from maps: detect imports labels, not the other way
-    from pgnn_geo.detect.photo_boxes import PhotoBoxes
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def attention_maps(
     stem_folder: Path | None = None,
     scratch_folder: Path | None = None,
     progress: Progress = no_progress,
-    boxes: "PhotoBoxes | None" = None,
+    boxes: NodeBoxes | None = None,
 ) -> list[Tensor]:
     r"""Return the attention maps of every photo's tagged classes.
 
@@ -105,7 +103,7 @@ def attention_maps(
             the call: :math:`2 M C h w` bytes, :math:`C` being the channels of the last two stages
             and of what :obj:`source` needs. The system's temporary folder if not given.
         progress (callable, optional): Progress display.
-        boxes (PhotoBoxes, optional): The photos' boxes, which a graph whose nodes are boxes needs.
+        boxes (NodeBoxes, optional): The photos' boxes, which a graph whose nodes are boxes needs.
 
     Returns:
         For each photo, maps :obj:`[k, h, w]` in :math:`[0, 1]` of its :obj:`k` tagged classes in
@@ -242,7 +240,7 @@ def _graph_scores(
     features: FeatureBank,
     rows: TaggedMaps,
     config: MapConfig,
-    boxes: "PhotoBoxes | None",
+    boxes: NodeBoxes | None,
 ) -> Tensor:
     """Return the score map :obj:`[R, h, w]` after the graph of every photo and tagged class."""
     device = model.backbone.device

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pgnn_geo.boxes import ImageBoxes, PhotoBoxes
 from pgnn_geo.datasets import Shapes, SquareTransform, partner_groups
-from pgnn_geo.detect import ImageBoxes, PhotoBoxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.stems import View, stem_bank
 from pgnn_geo.graph.geometry import patch_class

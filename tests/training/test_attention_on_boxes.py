@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pgnn_geo.boxes import ImageBoxes, PhotoBoxes
 from pgnn_geo.datasets import Shapes
-from pgnn_geo.detect import ImageBoxes, PhotoBoxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.labels.maps import MapConfig

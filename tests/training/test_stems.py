@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pgnn_geo.boxes import ImageBoxes, PhotoBoxes
 from pgnn_geo.datasets import Shapes, TrainTransform
-from pgnn_geo.detect import ImageBoxes, PhotoBoxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import FeatureBank
 from pgnn_geo.io.ledger import SupervisionLedger
