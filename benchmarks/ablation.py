@@ -25,8 +25,8 @@ from _ablation_plan import FILE_VARIANT, TABLES, Plan, Planned
 from _ablation_report import write_report
 from _common import machine
 
+from pgnn_geo.app.config import ModelConfig, RunConfig
 from pgnn_geo.boxes.patches import read_boxes
-from pgnn_geo.config import ModelConfig, RunConfig
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.files import write_json

@@ -17,10 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from pgnn_geo.app.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
 from pgnn_geo.boxes import AttentionBoxConfig, AttentionBoxes, BoxFile, BoxSource
 from pgnn_geo.boxes.attention_boxes import ScoreName
 from pgnn_geo.boxes.evaluation import evaluate_boxes, true_boxes
-from pgnn_geo.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from _common import Report, Timing, parser, peak_bytes
 from torch import Tensor
 
-from pgnn_geo.config import ModelConfig
+from pgnn_geo.app.config import ModelConfig
 from pgnn_geo.datasets import Shapes, TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.features.bank import FeatureBank

@@ -15,7 +15,7 @@ import pytest
 import torch
 from scripts import BENCHMARKS, run_benchmark
 
-from pgnn_geo.config import RunConfig
+from pgnn_geo.app.config import RunConfig
 from pgnn_geo.datasets import VOC2012
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.io.checkpoint import load_attention_model

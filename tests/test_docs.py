@@ -13,7 +13,7 @@ import torch
 from jsonargparse import capture_parser
 from PIL import Image
 
-from pgnn_geo import cli
+from pgnn_geo.app import cli
 from pgnn_geo.datasets import VOC_CLASSES
 from pgnn_geo.io.masks import save_mask
 

@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
+from pgnn_geo.app.cli import main
 from pgnn_geo.boxes.box_file import BoxFile
 from pgnn_geo.boxes.evaluation import evaluate_boxes, true_boxes
 from pgnn_geo.boxes.model_file import load_adjuster, load_detector
-from pgnn_geo.cli import main
 from pgnn_geo.datasets import Shapes
 
 pytest.importorskip("cv2.ximgproc")
@@ -41,7 +41,7 @@ def finished(shapes_root, tmp_path_factory):
     """A run by the installed command, as a process of its own."""
     out = tmp_path_factory.mktemp("detect") / "out"
     arguments = [f"--root={shapes_root}", f"--out={out}", "--eval_split=val", *TINY]
-    command = [sys.executable, "-m", "pgnn_geo.cli", "detect", *arguments]
+    command = [sys.executable, "-m", "pgnn_geo.app.cli", "detect", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
     return out, arguments, result.stdout

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pgnn_geo.app.cli import main
+from pgnn_geo.app.config import ModelConfig, RunConfig
 from pgnn_geo.boxes import (
     AttentionBoxes,
     BoxFile,
@@ -18,8 +20,6 @@ from pgnn_geo.boxes import (
 )
 from pgnn_geo.boxes.config import BoxConfig
 from pgnn_geo.boxes.proposals import ProposalConfig
-from pgnn_geo.cli import main
-from pgnn_geo.config import ModelConfig, RunConfig
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError

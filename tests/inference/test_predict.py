@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pgnn_geo.cli import main
+from pgnn_geo.app.cli import main
 from pgnn_geo.datasets import load_photo
 from pgnn_geo.errors import InputError
 from pgnn_geo.inference import predict
@@ -239,7 +239,7 @@ def test_bad_settings(segmenter, photos, tmp_path):
 
 
 def command(model, *options):
-    return [sys.executable, "-m", "pgnn_geo.cli", "predict", f"--checkpoint={model}", *options]
+    return [sys.executable, "-m", "pgnn_geo.app.cli", "predict", f"--checkpoint={model}", *options]
 
 
 def test_the_command(model, photos, tmp_path):

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from pgnn_geo.app.evaluation import evaluate as evaluate_labels
+from pgnn_geo.app.report import read_run, write_report
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
-from pgnn_geo.evaluation import evaluate as evaluate_labels
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.run_folder import console
-from pgnn_geo.report import read_run, write_report
 from pgnn_geo.viz.report import score_table
 
 

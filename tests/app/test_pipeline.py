@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pgnn_geo import pipeline
-from pgnn_geo.config_changes import LabelConfigChanges, MapConfigChanges
+from pgnn_geo.app import pipeline
+from pgnn_geo.app.config_changes import LabelConfigChanges, MapConfigChanges
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.io.checkpoint import save_attention_model
 from pgnn_geo.io.ledger import SupervisionLedger

@@ -3,7 +3,7 @@
 from dataclasses import fields, make_dataclass, replace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from pgnn_geo.config import CAM_LABELS, CAM_MAPS, LabelConfig
+from pgnn_geo.app.config import CAM_LABELS, CAM_MAPS, LabelConfig
 from pgnn_geo.labels.maps import MapConfig
 from pgnn_geo.nn import PGNN
 from pgnn_geo.training.segmentation import RECIPES, RecipeName, SegmentationTrainingConfig

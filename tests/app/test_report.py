@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pgnn_geo.cli import main
+from pgnn_geo.app.cli import main
 from pgnn_geo.metrics import ConfusionMatrix
 
 

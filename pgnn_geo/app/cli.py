@@ -21,12 +21,10 @@ warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 try:
     from jsonargparse import auto_cli
 
-    from pgnn_geo import pipeline, stage2
-    from pgnn_geo.boxes.cli import adjuster, detect
-    from pgnn_geo.boxes.config import BoxConfig, BoxSourceName
-    from pgnn_geo.cli_measure import evaluate, report
-    from pgnn_geo.cli_parser import Parser
-    from pgnn_geo.config import (
+    from pgnn_geo.app import pipeline, stage2
+    from pgnn_geo.app.cli_measure import evaluate, report
+    from pgnn_geo.app.cli_parser import Parser
+    from pgnn_geo.app.config import (
         CAM_LABELS,
         LabelConfig,
         ModelConfig,
@@ -35,12 +33,14 @@ try:
         SegmentationNetworkConfig,
         Stage2Config,
     )
-    from pgnn_geo.config_changes import (
+    from pgnn_geo.app.config_changes import (
         LabelConfigChanges,
         MapConfigChanges,
         SegmentationTrainingConfigChanges,
         recipe_with,
     )
+    from pgnn_geo.boxes.cli import adjuster, detect
+    from pgnn_geo.boxes.config import BoxConfig, BoxSourceName
     from pgnn_geo.datasets.config import DataConfig
     from pgnn_geo.inference.predict import PredictConfig, predict_folder
     from pgnn_geo.inference.segmenter import Segmenter

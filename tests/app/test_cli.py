@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pgnn_geo.cli import main
+from pgnn_geo.app.cli import main
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.checkpoint import load_attention_model
@@ -56,7 +56,14 @@ def voc(shapes_root, tmp_path):
 def finished(shapes_root, tmp_path_factory):
     """A run by the installed command, as a process of its own."""
     out = tmp_path_factory.mktemp("run")
-    command = [sys.executable, "-m", "pgnn_geo.cli", "run", f"--root={shapes_root}", f"--out={out}"]
+    command = [
+        sys.executable,
+        "-m",
+        "pgnn_geo.app.cli",
+        "run",
+        f"--root={shapes_root}",
+        f"--out={out}",
+    ]
     result = subprocess.run([*command, *RUN], capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
     return out, result.stdout

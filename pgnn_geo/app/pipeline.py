@@ -13,14 +13,14 @@ from typing import Any, get_args
 from lightning.pytorch import seed_everything
 from torch import Tensor
 
-from pgnn_geo import stage2
+from pgnn_geo.app import stage2
+from pgnn_geo.app.config import LabelConfig, ModelName, RunConfig, SegmentConfig
+from pgnn_geo.app.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
+from pgnn_geo.app.evaluation import evaluate
 from pgnn_geo.boxes.patches import describe_boxes, make_boxes, patch_problems, read_boxes
 from pgnn_geo.boxes.photo_boxes import PhotoBoxes
-from pgnn_geo.config import LabelConfig, ModelName, RunConfig, SegmentConfig
-from pgnn_geo.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
-from pgnn_geo.evaluation import evaluate
 from pgnn_geo.io.checkpoint import load_attention_model, save_attention_model
 from pgnn_geo.io.files import first_difference, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
@@ -44,8 +44,8 @@ def run(config: RunConfig, out: Path) -> dict[str, Any]:
 
     Leaves :obj:`MODEL/model.pt`, :obj:`MODEL/labels/ID.png`, :obj:`overlays/*.png` and
     :obj:`metrics.json`, MODEL being :obj:`cam` and :obj:`pgnn`, and in :obj:`segmentation` what
-    :func:`~pgnn_geo.stage2.segment` leaves, trained on the labels of :obj:`pgnn`. If the patches
-    are boxes, also :obj:`boxes.json`, see :func:`~pgnn_geo.boxes.patches.make_boxes`.
+    :func:`~pgnn_geo.app.stage2.segment` leaves, trained on the labels of :obj:`pgnn`. If the
+    patches are boxes, also :obj:`boxes.json`, see :func:`~pgnn_geo.boxes.patches.make_boxes`.
 
     Args:
         config (RunConfig): What to do.
@@ -142,7 +142,7 @@ def label(
         dataset (TaggedDataset): Photos with tags.
         out (Path): The folder; made if it is missing.
         maps (MapConfig): How attention maps are inferred; a value of :obj:`None` is the default of
-            such a model, see :func:`~pgnn_geo.config_changes.label_defaults`.
+            such a model, see :func:`~pgnn_geo.app.config_changes.label_defaults`.
         labels (LabelConfig): How label images are made from them, in the same way.
         stems (Path, optional): Where outputs of frozen stages are kept for reuse.
         boxes (Path, optional): COCO results with the photos' boxes, for a model whose patches they

@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pgnn_geo.cli import main
-from pgnn_geo.config import SegmentationNetworkConfig, SegmentConfig
+from pgnn_geo.app.cli import main
+from pgnn_geo.app.config import SegmentationNetworkConfig, SegmentConfig
+from pgnn_geo.app.stage2 import labelled_photos
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
@@ -19,7 +20,6 @@ from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import load_mask, save_mask
 from pgnn_geo.metrics import ConfusionMatrix
-from pgnn_geo.stage2 import labelled_photos
 
 TINY = [
     "--network.backbone=vgg_tiny",
@@ -61,7 +61,7 @@ def finished(shapes_root, labels, tmp_path_factory):
     before = {path: path.read_bytes() for path in labels.iterdir()}
     out = tmp_path_factory.mktemp("segment") / "out"
     arguments = [f"--labels={labels}", f"--root={shapes_root}", f"--out={out}", *TINY]
-    command = [sys.executable, "-m", "pgnn_geo.cli", "segment", *arguments, "--mutual=tags"]
+    command = [sys.executable, "-m", "pgnn_geo.app.cli", "segment", *arguments, "--mutual=tags"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
     assert before == {path: path.read_bytes() for path in labels.iterdir()}

@@ -9,11 +9,11 @@ from typing import Any
 from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 
-from pgnn_geo.config import SegmentConfig
+from pgnn_geo.app.config import SegmentConfig
+from pgnn_geo.app.evaluation import evaluate
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
-from pgnn_geo.evaluation import evaluate
 from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.ledger import SupervisionLedger
