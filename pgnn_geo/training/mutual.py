@@ -50,7 +50,7 @@ class MutualComplement(Callback):
             default every one does.
         truth (TaggedDataset, optional): The same photos with true masks, for measuring only.
         ledger (SupervisionLedger, optional): What the training is made from.
-        progress (callable, optional): See :data:`~pgnn_geo.features.stems.Progress`.
+        progress (callable, optional): See :data:`~pgnn_geo.features.Progress`.
 
     Raises:
         InputError: If an argument is out of range, tags are wanted and missing, or the truth is of
