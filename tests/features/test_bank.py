@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.features import bank as feature_bank
 from pgnn_geo.features.bank import FeatureBank
 
 
@@ -74,7 +73,7 @@ def test_some_of_the_channels(tmp_path):
 
 def test_a_bank_without_room_is_refused_before_the_second_batch(tmp_path, monkeypatch):
     usage = SimpleNamespace(free=2 * 30 * 4 * 3 * 5 - 1)
-    monkeypatch.setattr(feature_bank.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr("pgnn_geo.features.bank.shutil.disk_usage", lambda folder: usage)
     batches = iter([torch.zeros(10, 4, 3, 5)] * 3)
     with pytest.raises(InputError, match="do not fit"):
         FeatureBank.build(tmp_path / "bank.npy", batches, 30, {})
