@@ -64,7 +64,7 @@ class PGNN(nn.Module):
         node_classes (str): Where the classes of grid nodes come from, if they do something and
             :obj:`node_class` is not given: :obj:`"maps"`: with :obj:`tags`, the maps of the head
             before the graph, see :func:`~pgnn_geo.graph.geometry.patch_class`; :obj:`"none"`: all
-            are background. (default: :obj:`"maps"`)
+            are background, as until there are maps. (default: :obj:`"none"`)
         top_k (int, optional): With :obj:`box_size`, boxes of an image that become nodes, the first
             ones; all if not given. (default: :obj:`None`)
 
@@ -93,7 +93,7 @@ class PGNN(nn.Module):
         output_stride: int = 16,
         freeze_stages: int = 0,
         activation: ActivationName = "relu",
-        node_classes: NodeClassesName = "maps",
+        node_classes: NodeClassesName = "none",
         top_k: int | None = None,
     ):
         super().__init__()
