@@ -178,7 +178,7 @@ def test_pretrained_features_of_random_weights_are_refused(shapes):
 
 
 def test_classes_of_nodes_at_inference(shapes):
-    model = tiny(layers=1)
+    model = tiny(layers=1, class_embedding="attention")
     torch.nn.init.normal_(model.blocks[0].attention.class_module.weight)
     plain = attention_maps(model, shapes, CONFIG)
     model.set_node_classes("maps")
