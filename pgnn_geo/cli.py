@@ -17,6 +17,8 @@ from pgnn_geo.errors import InputError
 warnings.filterwarnings("ignore", message=".*module.s. in eval mode.*")
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+# Of EXIF data that are damaged: nothing but the orientation is read of them.
+warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
 
 try:
     from jsonargparse import auto_cli
@@ -50,7 +52,7 @@ try:
     from pgnn_geo.precision import Precision, default_device
     from pgnn_geo.predict import PredictConfig, predict_folder
     from pgnn_geo.preflight import describe_machine, find_problems, raise_problems
-    from pgnn_geo.run_folder import claim_folder, console, progress
+    from pgnn_geo.run_folder import claim_folder, console, notes_as_lines, progress
     from pgnn_geo.segmenter import Segmenter
     from pgnn_geo.training.attention import COMPLETION, AttentionTrainingConfig
     from pgnn_geo.training.segmentation import RECIPES, RecipeName
@@ -212,7 +214,7 @@ def train(
         **source: Which photos, tags and classes.
     """
     _check_graph(patches, network)
-    photos = DataConfig(root=root, masks=None, **source)
+    photos = DataConfig(root=root, **source)
     config = RunConfig(photos, network, train, segment=None, patches=patches)
     claim_folder(Path(out), config)
     raise_problems(find_problems(config.data, config.network))
@@ -241,7 +243,7 @@ def label(
         labels: How label images are made from them; null is the default of such a model in "run".
         **source: Which photos, tags and classes.
     """
-    dataset = DataConfig(root=root, masks=None, **source).build()
+    dataset = DataConfig(root=root, **source).build()
     raise_problems(dataset.check())
     given = None if boxes is None else Path(boxes)
     folder = pipeline.label(Path(checkpoint), dataset, Path(out), maps, labels, None, given)
@@ -298,6 +300,7 @@ def predict(
     coco: str | None = None,
     precision: Precision = "auto",
     device: str = "auto",
+    max_pixels: int | None = None,
 ) -> None:
     """Write masks OUT/masks/ID.png of new photos (VOC palette, each photo's own size). Resumes.
 
@@ -316,6 +319,7 @@ def predict(
         coco: JSON file for the masks in COCO's format, if wanted.
         precision: Of the network: "auto", "32-true", "bf16-mixed" or "16-mixed".
         device: "auto", "cpu", "cuda", ...
+        max_pixels: Largest photo that is read, width times height; 178,956,970 if not given.
     """
     config = PredictConfig(tuple(scales), flip, max_side, refine, precision)
     segmenter = Segmenter.from_pretrained(checkpoint)
@@ -327,7 +331,9 @@ def predict(
         raise InputError(f"--device {device} cannot be used: {error}") from error
     if submission:  # with other classes it fails here
         write_voc_submission(out, (), segmenter.classes)
-    done = predict_folder(segmenter, photos, out, config, overlays, probabilities, tags, progress)
+    done = predict_folder(
+        segmenter, photos, out, config, overlays, probabilities, tags, progress, max_pixels
+    )
     files = [(photo, Path(out) / "masks" / f"{photo.photo_id}.png") for photo in done.photos]
     if submission:
         masks = ((photo.photo_id, load_mask(path)) for photo, path in files)
@@ -359,7 +365,7 @@ def doctor(root: str | None = None, network: ModelConfig = NETWORK, **source: An
 def _exit_with(problems: list[str]) -> None:
     """List problems and end with status 1, if there are any."""
     for problem in problems:
-        console.print(f"problem: {problem}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"problem: {problem}", highlight=False, soft_wrap=True)
     if problems:
         console.print(f"{len(problems)} problem(s)")
         sys.exit(1)
@@ -372,7 +378,8 @@ def main(args: list[str] | None = None) -> None:
     try:
         commands: list[Any] = [demo, run, train, label, segment, predict, evaluate, report, doctor]
         commands += [detect, adjuster]
-        auto_cli(commands, args=args, prog="pgnn-geo", as_positional=False, parser_class=Parser)
+        with notes_as_lines():
+            auto_cli(commands, args=args, prog="pgnn-geo", as_positional=False, parser_class=Parser)
     except InputError as error:
         print(f"pgnn-geo: error: {error}", file=sys.stderr)
         sys.exit(2)

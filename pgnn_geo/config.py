@@ -41,6 +41,8 @@ class DataConfig:
             file.
         masks (str, optional): For a folder: folder of true masks ID.png, for measuring, or for
             training where they are asked for.
+        max_pixels (int, optional): Largest photo that is read, width times height; 178,956,970 if
+            not given.
     """
 
     data: Literal["voc", "folder", "shapes"] = "voc"
@@ -49,6 +51,7 @@ class DataConfig:
     classes: str | None = None
     tags: str = "auto"
     masks: str | None = None
+    max_pixels: int | None = None
 
     @property
     def name(self) -> str:
@@ -56,18 +59,42 @@ class DataConfig:
         return "folder" if self.data == "folder" else f"{self.data} {self.split}"
 
     def build(self, with_masks: bool = False) -> TaggedDataset:
-        """Open the data set.
+        """Open the data set; with masks, only the photos that have one.
 
         Raises:
             InputError: If it is not there or does not fit the arguments.
         """
+        return self._open(True).where_masked() if with_masks else self._open(False)
+
+    def check(self) -> list[str]:
+        """Return what is wrong with photos, tags and the masks that there are, one line each.
+
+        Raises:
+            InputError: If the data set cannot be opened.
+        """
+        return self._open(self.has_masks()).check()
+
+    def _open(self, with_masks: bool) -> TaggedDataset:
         if self.data == "shapes":
             return Shapes(self.root, self.split, with_masks=with_masks)
         if self.data == "folder":
             csv = os.path.join(self.root, "labels.csv") if self.tags == "auto" else self.tags
-            masks = self.masks if with_masks else None
-            return TaggedFolder(self.root, csv, classes=self.classes, masks=masks)
-        return VOC2012(self.root, self.split, self.classes, self.tags, with_masks=with_masks)
+            return TaggedFolder(
+                self.root,
+                csv,
+                self.classes,
+                self.masks,
+                with_masks=with_masks,
+                max_pixels=self.max_pixels,
+            )
+        return VOC2012(
+            self.root,
+            self.split,
+            self.classes,
+            self.tags,
+            with_masks=with_masks,
+            max_pixels=self.max_pixels,
+        )
 
     def has_masks(self) -> bool:
         """Whether there is a truth to measure against."""

@@ -21,7 +21,7 @@ from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.detect.photo_boxes import PhotoBoxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.evaluation import evaluate
-from pgnn_geo.files import first_difference, write_json
+from pgnn_geo.files import first_difference, mark_results, write_json
 from pgnn_geo.labels.inference import attention_maps
 from pgnn_geo.labels.refine import DenseCRF
 from pgnn_geo.labels.seeds import refined_labels
@@ -183,7 +183,7 @@ def label(
             )
         return out
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        mark_results(out)
     except OSError as error:
         raise InputError(f"Output folder {out} cannot be written: {error}") from error
     with timed(f"label {out}"):

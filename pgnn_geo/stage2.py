@@ -13,7 +13,7 @@ from pgnn_geo.config import DataConfig, SegmentConfig, ledger_of
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
 from pgnn_geo.evaluation import evaluate
-from pgnn_geo.files import write_json
+from pgnn_geo.files import mark_results, write_json
 from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.masks import save_mask
 from pgnn_geo.precision import Precision, autocast, default_device
@@ -192,6 +192,7 @@ def _predict(
 ) -> None:
     """Write the predicted labels of every photo, at its own size, as :obj:`folder/ID.png`."""
     segmenter.network.to(default_device())
+    mark_results(folder)
     with autocast(precision, segmenter.network.backbone.device):  # its converted weights are kept
         for index in progress(range(len(photos)), "predict", len(photos)):
             item = photos[index]

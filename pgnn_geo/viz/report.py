@@ -8,6 +8,7 @@ import torch
 from rich.table import Table
 
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.files import mark_results
 from pgnn_geo.masks import load_mask
 from pgnn_geo.viz.overlays import overlay, overlay_sheet
 
@@ -55,6 +56,7 @@ def label_sheets(
         photos (int): Photos shown, evenly spread over the data set. (default: :obj:`24`)
         rows (int): Photos per sheet. (default: :obj:`8`)
     """
+    mark_results(folder)
     count = min(photos, len(dataset))
     chosen = torch.linspace(0, len(dataset) - 1, count).round().long().tolist()
     pictures = []
