@@ -1,5 +1,6 @@
 """The whole job: train CAM and P-GNN, label, train on the labels, evaluate; resumes."""
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from pgnn_geo.checkpoint import load_attention_model, save_attention_model
 from pgnn_geo.config import LabelConfig, ModelName, RunConfig, SegmentConfig, ledger_of
 from pgnn_geo.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.detect.photo_boxes import PhotoBoxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.evaluation import evaluate
@@ -190,8 +192,19 @@ def label(
         model.to(default_device())
         attention = attention_maps(model, dataset, map_config, stems, out.parent, progress, patches)
         masks = label_images(dataset, attention, label_config)
+        too_long = []
         for image_id, mask in zip(dataset.image_ids, masks, strict=True):
-            save_mask(out / f"{image_id}.png", mask)
+            try:
+                save_mask(out / f"{image_id}.png", mask)
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise InputError(f"Output folder {out} cannot be written: {error}") from error
+                too_long.append(image_id)
+        if too_long:
+            raise InputError(
+                f"All label images but those of names that are too long for {out} are written; "
+                f"rename these photos: {first_of(too_long)}"
+            )
         write_json(done, record)
     return out
 

@@ -1,5 +1,6 @@
 """Folders as people bring them: `doctor`, `run` and `predict` say the same of each."""
 
+import errno
 import json
 import shutil
 import unicodedata
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pgnn_geo import pipeline
 from pgnn_geo.cli import main
 from pgnn_geo.datasets import VOC2012
 from pgnn_geo.masks import load_mask, save_mask
@@ -177,6 +179,41 @@ def test_voc_layout_without_sbd(
     main(["evaluate", f"--labels={labels}", *data, f"--out={tmp_path / 'scores.json'}"])
     assert json.loads((tmp_path / "scores.json").read_text())["images"] == 4
     assert len(VOC2012(root, "train_aug", with_masks=True)) == 6
+
+
+def test_doctor_says_how_a_table_was_read(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tag(photos, a='"cat, dog"', b="dog", c="Cat", d='"cat,dog"')
+    doctor(photos)
+    printed = capsys.readouterr().out
+    assert printed.count("labels are read as separated by ','") == 1  # once, however often read
+    assert "these are read as different classes: 'Cat' and 'cat'" in printed
+    assert "no problem found" in printed
+
+
+def test_a_name_too_long_for_the_output_stops_no_other_label(
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As on file systems that allow shorter names than that of the photos."""
+    save = pipeline.save_mask
+
+    def short(path: Path, mask: object) -> None:
+        if path.name == "b.png":
+            raise OSError(errno.ENAMETOOLONG, "File name too long", str(path))
+        save(path, mask)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "save_mask", short)
+    with pytest.raises(SystemExit):
+        run(photos, tmp_path / "run")
+    assert "rename these photos: b (1 in all)" in capsys.readouterr().err
+    labels = tmp_path / "run" / "cam" / "labels"
+    assert sorted(p.name for p in labels.glob("*.png")) == ["a.png", "c.png", "d.png"]
+    assert not (labels / "labels.json").exists()
+    monkeypatch.undo()
+    run(photos, tmp_path / "run")
+    assert labels_of(tmp_path / "run") == ["a.png", "b.png", "c.png", "d.png"]
 
 
 def test_more_classes_than_labels_are_settled_before_any_work(

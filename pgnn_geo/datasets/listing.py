@@ -63,9 +63,10 @@ def list_photos(root: Path, leave_out: Iterable[Path] = ()) -> dict[str, None]:
             f"'{root}': left out, as they are neither JPEG nor PNG: {first_of(sorted(foreign))}; "
             "convert them if they are photos"
         )
-    for folder in (labels := _label_folders(root, found)):
-        note(f"'{root / folder}' holds label images named as the photos beside it; left out")
-    inside = tuple(f"{folder}/" for folder in labels)
+    labels = _label_folders(root, found)
+    for place in labels:
+        note(f"'{root / place}' holds label images named as the photos beside it; left out")
+    inside = tuple(f"{place}/" for place in labels)
     return dict.fromkeys(sorted(path for path in found if not path.startswith(inside)))
 
 
@@ -83,7 +84,8 @@ def list_masks(folder: Path) -> dict[str, Path]:
 def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Yield folders and the names of their files, each folder once, however links lead to it."""
     seen: set[str] = set()
-    folders, links = [root], []
+    folders: list[Path] = [root]
+    links: list[Path] = []
     while folders or links:  # links after all that is there itself
         folder = folders.pop() if folders else links.pop(0)
         if (real := os.path.realpath(folder)) in seen:

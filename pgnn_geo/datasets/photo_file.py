@@ -130,14 +130,16 @@ def as_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: If it has 16 bits a colour of which next to nothing is left in 8.
     """
-    deep = image.mode != "I;16" and any(";16" in str(tile.args) for tile in image.tile)
+    deep = image.mode != "I;16" and any(
+        ";16" in str(tile.args) for tile in getattr(image, "tile", ())
+    )
     image.load()
     if image.mode.startswith("I"):  # 16 bits of grey; Pillow's conversion cuts all above 255 off
         values = np.asarray(image)
         bits = int(values.max(initial=0)).bit_length()
         image = Image.fromarray((values >> max(0, bits - 8)).clip(0, 255).astype(np.uint8))
     image = image if image.mode == "RGB" else image.convert("RGB")
-    if deep and 0 < max(high for _, high in image.getextrema()) < 16:
+    if deep and 0 < int(np.asarray(image).max()) < 16:
         raise ValueError("its colours use 12 of 16 bits or fewer; convert it to 8 bits a colour")
     return image
 

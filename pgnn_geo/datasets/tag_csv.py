@@ -119,12 +119,11 @@ def _split(rows: Sequence[_Row], path: str | os.PathLike[str]) -> list[list[str]
     if len(first) > 1:
         found = " and ".join(f"{mark!r} (line {line})" for mark, line in first.items())
         raise InputError(f"'{path}': labels are separated by {found}; want the same in all rows")
-    mark = next(iter(first), None)
-    if mark is None and all(listed is None for listed in lists):
+    separator = next(iter(first), None)
+    if separator is None and all(listed is None for listed in lists):
         return [row.labels.split() for row in rows]
-    whole = mark is None  # all rows are lists but those of one label
     labels = [
-        (row.labels.split(mark) if not whole else [row.labels]) if listed is None else listed
+        listed if listed is not None else _parts(row.labels, separator)
         for row, listed in zip(rows, lists, strict=True)
     ]
     labels = [[" ".join(name.split()) for name in own if name.strip()] for own in labels]
@@ -134,11 +133,16 @@ def _split(rows: Sequence[_Row], path: str | os.PathLike[str]) -> list[list[str]
             if " " in name and names.issuperset(name.split()):
                 raise InputError(
                     f"'{path}': line {row.line}: {name!r} may be one class or several, as its "
-                    f"words are classes too; separate labels by {mark or ','!r} in all rows"
+                    f"words are classes too; separate labels by {separator or ','!r} in all rows"
                 )
-    how = "as lists" if whole else f"as separated by {mark!r}"
+    how = "as lists" if separator is None else f"as separated by {separator!r}"
     note(f"'{path}': labels are read {how}, {len(names)} classes: {first_of(sorted(names), 8)}")
     return labels
+
+
+def _parts(cell: str, separator: str | None) -> list[str]:
+    """The names in a cell; where other cells are lists, one that is none is a single name."""
+    return [cell] if separator is None else cell.split(separator)
 
 
 def _listed(cell: str) -> list[str] | None:

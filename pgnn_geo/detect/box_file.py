@@ -13,7 +13,7 @@ import torch
 from torchvision.ops import clip_boxes_to_image
 
 from pgnn_geo.datasets import TaggedDataset
-from pgnn_geo.datasets.labels import first_of
+from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.detect.boxes import BoxSource, ImageBoxes, box_problems, raise_for_rows
 from pgnn_geo.errors import InputError
 from pgnn_geo.files import atomic_write, write_json
