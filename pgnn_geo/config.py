@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 from pgnn_geo.datasets import VOC2012, Shapes, TaggedDataset, TaggedFolder
+from pgnn_geo.datasets.formats import recognise
 from pgnn_geo.errors import InputError
 from pgnn_geo.labels.inference import MapConfig
 from pgnn_geo.labels.refine import (
@@ -32,26 +33,33 @@ class DataConfig:
     """Which photos, tags and classes.
 
     Args:
-        data (str): "voc" (VOC layout), "folder" (photos and a CSV of tags) or "shapes" (embedded).
+        data (str): "voc" (VOC layout), "folder" (photos and a file of tags), "shapes" (embedded),
+            or "auto" to find out which of the first two it is.
         root (str): Folder of the data set.
         split (str): Split of VOC: train, trainval, train_aug or val.
         classes (str, optional): Comma-separated class names that restrict the task; label images
             use 1..K in this order.
-        tags (str): For VOC: auto, annotations, csv, masks or a CSV file; for a folder: its CSV
-            file.
+        tags (str): For VOC: auto, annotations, csv, masks or a CSV file; for a folder: a file of
+            this or another tool, labels.csv by default, or "folders".
         masks (str, optional): For a folder: folder of true masks ID.png, for measuring, or for
             training where they are asked for.
         max_pixels (int, optional): Largest photo that is read, width times height; 178,956,970 if
             not given.
     """
 
-    data: Literal["voc", "folder", "shapes"] = "voc"
+    data: Literal["voc", "folder", "shapes", "auto"] = "voc"
     root: str = ""
     split: str = "train"
     classes: str | None = None
     tags: str = "auto"
     masks: str | None = None
     max_pixels: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.data == "auto":
+            data, tags = recognise(Path(self.root))
+            object.__setattr__(self, "data", data)
+            object.__setattr__(self, "tags", tags if self.tags == "auto" else self.tags)
 
     @property
     def name(self) -> str:

@@ -6,20 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pgnn_geo.datasets.base import TaggedDataset, Transform
+from pgnn_geo.datasets.formats import read_tags
 from pgnn_geo.datasets.labels import multi_hot, select_classes
 from pgnn_geo.datasets.listing import (
     first_of,
     list_masks,
     list_photos,
-    match_rows,
     same_form,
 )
-from pgnn_geo.datasets.tag_csv import read_tag_csv
 from pgnn_geo.errors import InputError
 
 
 class TaggedFolder(TaggedDataset):
-    r"""Photos in a folder, nested as they may be, and the CSV that tags them.
+    r"""Photos in a folder, nested as they may be, and the file that tags them.
 
     A photo's id is its path below :obj:`root` without the extension. Photos are turned upright
     as their EXIF orientation says, as photo viewers and labelling tools show them.
@@ -29,7 +28,8 @@ class TaggedFolder(TaggedDataset):
         csv (str or PathLike): File with the columns :obj:`image,labels`; labels are separated by
             spaces, see :func:`~pgnn_geo.datasets.read_tag_csv`. An image is named by its path below
             :obj:`root`, or by its file name alone if no other photo has it; with or without the
-            extension.
+            extension. Or a file of another tool, see :obj:`pgnn_geo.datasets.formats.FORMATS`; or
+            :obj:`"folders"`: photos lie in a folder for each class.
         classes (sequence of str or str, optional): All class names in the order of their labels.
             By default the names in the CSV, sorted.
         masks (str or PathLike, optional): Folder with a palette or grey PNG at :obj:`ID.png` for
@@ -45,8 +45,6 @@ class TaggedFolder(TaggedDataset):
         InputError: If the folder or the CSV cannot be read, rows are missing or name a photo
             twice, or a class is unknown.
     """
-
-    tag_source = "csv"
 
     def __init__(
         self,
@@ -64,12 +62,11 @@ class TaggedFolder(TaggedDataset):
             raise InputError(f"root '{root}' is not a folder")
         if masks is not None and not Path(masks).is_dir():
             raise InputError(f"masks '{masks}' is not a folder")
-        rows = read_tag_csv(csv)
-        if not rows:
-            raise InputError(f"'{csv}' has no rows")
         photos = list_photos(self.root, () if masks is None else (Path(masks),))
-        files = match_rows(rows, photos, csv)
-        if not partial and (left := sorted(set(photos) - set(files))):
+        files, self.tag_source, copies = read_tags(csv, self.root, photos)
+        if not files:
+            raise InputError(f"'{csv}' has no rows")
+        if not partial and (left := sorted(set(photos) - set(files) - copies)):
             images = (
                 ""
                 if masks or not all(f.lower().endswith(".png") for f in left)
@@ -83,7 +80,7 @@ class TaggedFolder(TaggedDataset):
         if twice := [i for i, count in Counter(image_ids).items() if count > 1]:
             raise InputError(f"'{csv}': more than one row or file for {first_of(twice)}")
         tags = dict(zip(image_ids, files.values(), strict=True))
-        names = sorted({name for labels in rows.values() for name in labels})
+        names = sorted({name for labels in files.values() for name in labels})
         if not names:
             raise InputError(f"'{csv}' has no labels")
         if classes is not None:

@@ -141,7 +141,10 @@ def _is_label_image(path: Path) -> bool:
 
 
 def match_photos(
-    names: Sequence[str], photos: Iterable[str], source: str | os.PathLike[str]
+    names: Sequence[str],
+    photos: Iterable[str],
+    source: str | os.PathLike[str],
+    exact: bool = True,
 ) -> list[str]:
     """The photo that each name means; one that fits none is kept, for `check` to report.
 
@@ -152,6 +155,8 @@ def match_photos(
         names (sequence of str): What the rows of a table call photos.
         photos (iterable of str): Paths below the folder, see :func:`list_photos`.
         source (str or PathLike): Where the names were read, for error messages.
+        exact (bool): Otherwise a name that fits none is shortened from the left, folder by folder:
+            other tools know other folders. (default: :obj:`True`)
 
     Raises:
         InputError: If a name fits several photos, or points outside the folder.
@@ -160,11 +165,10 @@ def match_photos(
     files, ambiguous, outside = [], [], []
     for name in names:
         key = name.replace("\\", "/").removeprefix("./")
-        fits: set[str] = set()
-        for form, table in tables:
-            fits = table.get(form(name)) or table.get(form(key)) or set()
-            if fits:
-                break
+        fits = _fitting((name, key), tables)
+        while not (fits or exact) and "/" in key:
+            key = key.partition("/")[2]
+            fits = _fitting((key,), tables)
         if len(fits) > 1:
             shown = " or ".join(sorted(map(_said, fits)))
             ambiguous.append(f"{name} ({shown})")
@@ -186,17 +190,27 @@ def match_photos(
 
 
 def match_rows(
-    rows: Mapping[str, T], photos: Iterable[str], source: str | os.PathLike[str]
+    rows: Mapping[str, T],
+    photos: Iterable[str],
+    source: str | os.PathLike[str],
+    exact: bool = True,
 ) -> dict[str, T]:
     """The rows of a table by the photo that each means, see :func:`match_photos`.
 
     Raises:
         InputError: As there, and if several rows mean the same photo.
     """
-    files = match_photos(list(rows), photos, source)
+    files = match_photos(list(rows), photos, source, exact)
     if twice := [file for file, count in Counter(files).items() if count > 1]:
         raise InputError(f"'{source}': more than one row or file for {first_of(twice)}")
     return dict(zip(files, rows.values(), strict=True))
+
+
+def _fitting(
+    names: Iterable[str], tables: "list[tuple[Callable[[str], str], dict[str, set[str]]]]"
+) -> set[str]:
+    found = (table.get(form(name)) for form, table in tables for name in names)
+    return next(filter(None, found), set())
 
 
 def _tables(photos: list[str]) -> list[tuple[Callable[[str], str], dict[str, set[str]]]]:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from pgnn_geo.datasets.formats import read_tags
 from pgnn_geo.datasets.labels import multi_hot
-from pgnn_geo.datasets.listing import first_of, list_photos, match_rows
-from pgnn_geo.datasets.tag_csv import read_tag_csv
+from pgnn_geo.datasets.listing import first_of, list_photos
 from pgnn_geo.errors import InputError
 
 StrPath = str | os.PathLike[str]
@@ -79,6 +79,6 @@ def read_photo_tags(
     Raises:
         InputError: If the CSV cannot be read, lacks a photo or names an unknown class.
     """
-    rows = read_tag_csv(csv)
     names = [photo.path.relative_to(root).as_posix() for photo in photos]
-    return multi_hot(match_rows(rows, names, csv), names, classes, f"'{csv}'")
+    tags = read_tags(csv, root, dict.fromkeys(names)).tags
+    return multi_hot(tags, names, classes, f"'{csv}'")
