@@ -19,8 +19,9 @@ def read_class_folders(root: Path, photos: Iterable[str]) -> tuple[Tags, set[str
     """Tags by the names of the folders right below root; and the photos that are copies.
 
     A photo that lies in two folders has both tags: its first path stands for it. Two files are one
-    photo if they have the same content, or the same name and the same picture but for what saving it
-    once more changes. The same name alone says nothing: many tools number the photos of each class.
+    photo if they have the same content, or the same name and the same picture but for what saving
+    it once more changes. The same name alone says nothing: many tools number the photos of each
+    class.
 
     Args:
         root (Path): The folder.

@@ -30,8 +30,8 @@ def _read(file: TagFile) -> Tags:
 
 def _photo(data: dict[str, Any]) -> str:
     """The file of a task: uploaded, in local storage, in a bucket or at an address."""
-    keys = [key for key in ("image", "img", "photo") if key in data] or list(data)
-    address = urlsplit(str(data[keys[0]]))
+    key = next((key for key in ("image", "img", "photo") if key in data), None)
+    address = urlsplit(str(next(iter(data.values())) if key is None else data[key]))
     local = parse_qs(address.query).get("d")
     path = local[0] if local else unquote(address.path)
     folder, slash, name = path.rpartition("/")

@@ -1,5 +1,6 @@
 """The tags of a folder of photos, whatever they are written in."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -26,11 +27,11 @@ class PhotoTags(NamedTuple):
     copies: set[str]  #: photos that are others once more
 
 
-def read_tags(source: str | Path, root: Path, photos: Mapping[str, None]) -> PhotoTags:
+def read_tags(source: str | os.PathLike[str], root: Path, photos: Mapping[str, None]) -> PhotoTags:
     """Read the tags of photos from a file of any format, or from the names of their folders.
 
     Args:
-        source (str or Path): The file, or :obj:`"folders"`.
+        source (str or PathLike): The file, or :obj:`"folders"`.
         root (Path): The folder of the photos.
         photos (mapping): Their paths below it.
 
