@@ -45,6 +45,8 @@ try:
         SegmentationTrainingConfigChanges,
         recipe_with,
     )
+    from pgnn_geo.datasets import TaggedDataset
+    from pgnn_geo.exports import Export, check_exports, write_exports
     from pgnn_geo.labels.export import write_coco, write_voc_submission
     from pgnn_geo.labels.inference import MapConfig
     from pgnn_geo.labels.refine import RefinementName
@@ -141,6 +143,7 @@ def run(
     mutual: MutualName = "off",
     mutual_start: int = 1,
     mutual_confidence: float | None = None,
+    export: str | None = None,
     **source: Any,
 ) -> None:
     """Do the whole job: train CAM and P-GNN, label, train DeepLab-v2 on the labels. Resumes.
@@ -168,8 +171,11 @@ def run(
         mutual: Rewriting of the labels in stage 2, see "segment".
         mutual_start: First epoch after which labels are rewritten.
         mutual_confidence: Probability from which on a prediction rewrites a label.
+        export: Formats with commas, such as "coco,yolo", in which the P-GNN's labels are written
+            into OUT/exports as well.
         **source: Which photos, tags and classes.
     """
+    exports = check_exports(export)
     boxes = BoxConfig(box_source, box_file, top_k, box_size)
     if patches != "boxes" and boxes != BOXES:
         raise InputError("--box_source, --box_file, --top_k and --box_size want --patches boxes")
@@ -183,6 +189,7 @@ def run(
     nodes = boxes if patches == "boxes" else patches
     config = RunConfig(photos, network, train, maps, labels, cam_labels, stage2_config, nodes)
     pipeline.run(config, Path(out))
+    _export(exports, Path(out), photos.build(), Path(out) / "pgnn" / "labels")
 
 
 def _check_graph(patches: str, network: ModelConfig) -> None:
@@ -230,6 +237,7 @@ def label(
     boxes: str | None = None,
     maps: MapConfigChanges = MODEL_MAPS,
     labels: LabelConfigChanges = MODEL_LABELS,
+    export: str | None = None,
     **source: Any,
 ) -> None:
     """Write pseudo-labels OUT/ID.png (VOC palette, the photo's own size) of tagged photos.
@@ -241,13 +249,17 @@ def label(
         boxes: COCO results with the photos' boxes, for a P-GNN whose patches they are.
         maps: How attention maps are inferred; null is the default of such a model in "run".
         labels: How label images are made from them; null is the default of such a model in "run".
+        export: Formats with commas, such as "coco,yolo", in which they are written into OUT/exports
+            as well.
         **source: Which photos, tags and classes.
     """
+    exports = check_exports(export)
     dataset = DataConfig(root=root, **source).build()
     raise_problems(dataset.check())
     given = None if boxes is None else Path(boxes)
     folder = pipeline.label(Path(checkpoint), dataset, Path(out), maps, labels, None, given)
     console.print(f"labels: {folder}")
+    _export(exports, Path(out), dataset, folder)
 
 
 def segment(
@@ -301,6 +313,7 @@ def predict(
     precision: Precision = "auto",
     device: str = "auto",
     max_pixels: int | None = None,
+    export: str | None = None,
 ) -> None:
     """Write masks OUT/masks/ID.png of new photos (VOC palette, each photo's own size). Resumes.
 
@@ -320,7 +333,10 @@ def predict(
         precision: Of the network: "auto", "32-true", "bf16-mixed" or "16-mixed".
         device: "auto", "cpu", "cuda", ...
         max_pixels: Largest photo that is read, width times height; 178,956,970 if not given.
+        export: Formats with commas, such as "coco,yolo", in which masks are written into
+            OUT/exports as well.
     """
+    exports = check_exports(export)
     config = PredictConfig(tuple(scales), flip, max_side, refine, precision)
     segmenter = Segmenter.from_pretrained(checkpoint)
     if device == "auto":
@@ -341,7 +357,13 @@ def predict(
     if coco is not None:
         named = ((f"{p.photo_id}{p.path.suffix}", load_mask(path)) for p, path in files)
         write_coco(coco, named, segmenter.classes, suffix="")
-    console.print(f"masks: {Path(out) / 'masks'}, {len(files)} photos, {done.new} new")
+    named_photos = [(photo.photo_id, photo.path) for photo in done.photos]
+    masked = Path(out) / "masks"
+    for path in write_exports(
+        exports, Path(out) / "exports", named_photos, masked, segmenter.classes
+    ):
+        console.print(f"export: {path}")
+    console.print(f"masks: {masked}, {len(files)} photos, {done.new} new")
     _exit_with(done.problems)
 
 
@@ -360,6 +382,13 @@ def doctor(root: str | None = None, network: ModelConfig = NETWORK, **source: An
     if not problems:
         console.print("no problem found")
     _exit_with(problems)
+
+
+def _export(exports: list[Export], out: Path, dataset: TaggedDataset, labels: Path) -> None:
+    """Write exports of a data set's label images."""
+    files = [(name, dataset.image_path(i)) for i, name in enumerate(dataset.image_ids)]
+    for path in write_exports(exports, out / "exports", files, labels, dataset.classes):
+        console.print(f"export: {path}")
 
 
 def _exit_with(problems: list[str]) -> None:

@@ -45,13 +45,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
     """Fill a temporary folder beside :obj:`path` and rename it to :obj:`path` on success.
 
     A folder that stands there is replaced; on an exception it stays as it was.
 
     Args:
         path (str or PathLike): The folder.
+        sync (bool): Flush its files to disk before the rename. (default: :obj:`True`)
 
     Raises:
         OSError: If a folder cannot be made, written or replaced.
@@ -61,9 +62,10 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
     try:
         yield temporary
-        for file in temporary.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
+        for file in temporary.rglob("*") if sync else ():
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
         os.chmod(temporary, 0o777 & ~_umask())
         if target.exists():
             old = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))

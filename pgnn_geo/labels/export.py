@@ -47,7 +47,7 @@ def write_coco(
     images: dict[str, dict[str, Any]] = {}
     annotations: list[dict[str, Any]] = []
     for image_id, mask in masks:
-        array = _label_image(mask, image_id, len(classes))
+        array = check_labels(mask, image_id, len(classes))
         if image_id in images:
             raise InputError(f"image id '{image_id}' comes twice")
         number = len(images) + 1
@@ -185,7 +185,7 @@ def write_voc_submission(
     numbers = np.array([0, *(VOC_CLASSES.index(name) + 1 for name in classes)], dtype=np.uint8)
     folder = Path(root) / VOC_SUBMISSION
     for image_id, mask in masks:
-        array = _label_image(mask, image_id, len(classes))
+        array = check_labels(mask, image_id, len(classes))
         if (array == IGNORE).any():
             raise InputError(f"mask of image '{image_id}' holds 255; the VOC server takes 0..20")
         save_mask(folder / f"{image_id}.png", numbers[array])
@@ -193,7 +193,12 @@ def write_voc_submission(
     return folder
 
 
-def _label_image(mask: Tensor | ArrayLike, image_id: str, num_classes: int) -> NDArray[Any]:
+def check_labels(mask: Tensor | ArrayLike, image_id: str, num_classes: int) -> NDArray[Any]:
+    """A label image :math:`(H, W)` as an array.
+
+    Raises:
+        InputError: If it is none, or holds other labels than 0..K and 255.
+    """
     array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise InputError(
