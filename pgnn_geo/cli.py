@@ -25,6 +25,7 @@ try:
 
     from pgnn_geo import pipeline, stage2
     from pgnn_geo.cli_detect import adjuster, detect
+    from pgnn_geo.cli_export import export_dataset, export_photos
     from pgnn_geo.cli_measure import evaluate, report
     from pgnn_geo.cli_parser import Parser
     from pgnn_geo.config import (
@@ -45,8 +46,7 @@ try:
         SegmentationTrainingConfigChanges,
         recipe_with,
     )
-    from pgnn_geo.datasets import TaggedDataset
-    from pgnn_geo.exports import Export, check_exports, write_exports
+    from pgnn_geo.exports import check_exports
     from pgnn_geo.labels.export import write_coco, write_voc_submission
     from pgnn_geo.labels.inference import MapConfig
     from pgnn_geo.labels.refine import RefinementName
@@ -189,7 +189,7 @@ def run(
     nodes = boxes if patches == "boxes" else patches
     config = RunConfig(photos, network, train, maps, labels, cam_labels, stage2_config, nodes)
     pipeline.run(config, Path(out))
-    _export(exports, Path(out), photos.build(), Path(out) / "pgnn" / "labels")
+    export_dataset(exports, Path(out), photos.build(), Path(out) / "pgnn" / "labels")
 
 
 def _check_graph(patches: str, network: ModelConfig) -> None:
@@ -259,7 +259,7 @@ def label(
     given = None if boxes is None else Path(boxes)
     folder = pipeline.label(Path(checkpoint), dataset, Path(out), maps, labels, None, given)
     console.print(f"labels: {folder}")
-    _export(exports, Path(out), dataset, folder)
+    export_dataset(exports, Path(out), dataset, folder)
 
 
 def segment(
@@ -357,13 +357,9 @@ def predict(
     if coco is not None:
         named = ((f"{p.photo_id}{p.path.suffix}", load_mask(path)) for p, path in files)
         write_coco(coco, named, segmenter.classes, suffix="")
-    named_photos = [(photo.photo_id, photo.path) for photo in done.photos]
-    masked = Path(out) / "masks"
-    for path in write_exports(
-        exports, Path(out) / "exports", named_photos, masked, segmenter.classes
-    ):
-        console.print(f"export: {path}")
-    console.print(f"masks: {masked}, {len(files)} photos, {done.new} new")
+    named = [(photo.photo_id, photo.path) for photo in done.photos]
+    export_photos(exports, Path(out), named, Path(out) / "masks", segmenter.classes)
+    console.print(f"masks: {Path(out) / 'masks'}, {len(files)} photos, {done.new} new")
     _exit_with(done.problems)
 
 
@@ -382,13 +378,6 @@ def doctor(root: str | None = None, network: ModelConfig = NETWORK, **source: An
     if not problems:
         console.print("no problem found")
     _exit_with(problems)
-
-
-def _export(exports: list[Export], out: Path, dataset: TaggedDataset, labels: Path) -> None:
-    """Write exports of a data set's label images."""
-    files = [(name, dataset.image_path(i)) for i, name in enumerate(dataset.image_ids)]
-    for path in write_exports(exports, out / "exports", files, labels, dataset.classes):
-        console.print(f"export: {path}")
 
 
 def _exit_with(problems: list[str]) -> None:

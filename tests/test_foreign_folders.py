@@ -216,6 +216,31 @@ def test_a_name_too_long_for_the_output_stops_no_other_label(
     assert labels_of(tmp_path / "run") == ["a.png", "b.png", "c.png", "d.png"]
 
 
+def test_exports_of_run_and_label(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Written also where the run is done already; a wrong name is settled before any work."""
+    with pytest.raises(SystemExit):
+        run(photos, tmp_path / "run", "--export=coco,yolo8")
+    assert "export: unknown yolo8; want some of voc, coco" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    run(photos, tmp_path / "run")
+    run(photos, tmp_path / "run", "--export=voc,cvat")
+    exports = tmp_path / "run" / "exports"
+    for name in "abcd":
+        path = Path("pgnn", "labels", f"{name}.png")
+        same = exports / "voc" / "SegmentationClass" / path.name
+        assert same.read_bytes() == (tmp_path / "run" / path).read_bytes()
+    assert (exports / "cvat" / "segmentation_mask.zip").is_file()
+    command = ["label", f"--checkpoint={tmp_path / 'run' / 'pgnn' / 'model.pt'}", "--data=folder"]
+    command += [f"--root={photos}", f"--out={photos / 'labels'}", "--maps.size=32", "--export=voc"]
+    main(command)
+    exported = photos / "labels" / "exports" / "voc" / "SegmentationClass"
+    assert exported.joinpath("a.png").read_bytes() == (photos / "labels" / "a.png").read_bytes()
+    doctor(photos)  # none of these is a photo
+    assert "no problem found" in capsys.readouterr().out
+
+
 def test_more_classes_than_labels_are_settled_before_any_work(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -290,7 +290,7 @@ def test_the_command(model, photos, tmp_path):
             model,
             *("--photos", str(photos / "a.jpg"), str(photos / "sub"), str(photos / "broken.jpg")),
             *("--out", str(out), "--overlays", "--scales", "0.5", "1", "--max-side", "64"),
-            *("--coco", str(out / "masks.json")),
+            *("--coco", str(out / "masks.json"), "--export", "coco,cityscapes"),
         ),
         capture_output=True,
         text=True,
@@ -303,6 +303,12 @@ def test_the_command(model, photos, tmp_path):
     assert set(files(out / "masks")) == set(files(out / "overlays")) == names
     read = read_coco(out / "masks.json", CLASSES)
     assert [name for name, _ in read] == ["a", "a", "c"]
+    exported = out / "exports" / "coco" / "annotations.json"
+    assert exported.read_bytes() == (out / "masks.json").read_bytes()
+    ids = out / "exports" / "cityscapes" / "gtFine" / "train"
+    for name in names:
+        with Image.open(ids / f"{name[:-4]}_gtFine_labelTrainIds.png") as image:
+            assert np.array_equal(np.asarray(image), load_mask(out / "masks" / name).numpy())
     settings = json.loads((out / "predict.json").read_text())["settings"]
     assert settings["scales"] == [0.5, 1.0] and settings["max_side"] == 64
 

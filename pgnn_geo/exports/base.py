@@ -52,5 +52,7 @@ class Export:
 def labels_in(mask: NDArray[np.uint8], num_classes: int) -> list[int]:
     """The classes that have a pixel, in ascending order."""
     return [
-        k for k in np.flatnonzero(np.bincount(mask.ravel(), minlength=256)) if 0 < k <= num_classes
+        k
+        for k in np.bincount(mask.ravel(), minlength=256).nonzero()[0].tolist()
+        if 0 < k <= num_classes
     ]

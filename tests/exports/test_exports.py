@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import time
 import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
@@ -123,7 +124,8 @@ def test_supervision_reads_yolo(labels: dict[str, np.ndarray], tmp_path: Path) -
             image_id = f"{name}/{Path(path).stem}".strip("/")
             mask = without_255(labels)[image_id]
             found = np.zeros_like(mask)
-            for region, label in zip(detections.mask, detections.class_id, strict=True):
+            regions = () if detections.mask is None else detections.mask  # there is no object
+            for region, label in zip(regions, detections.class_id, strict=True):
                 found[region] = label + 1
             assert np.array_equal(found, mask)
 
@@ -307,3 +309,26 @@ def test_what_cannot_be_exported(
     monkeypatch.setattr("pgnn_geo.exports.write.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--export yolo needs cv2: pip install 'pgnn-geo\[export"):
         check_exports("yolo")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [export.name for export in EXPORTS])
+def test_ten_thousand_photos_in_under_a_minute(tmp_path: Path, name: str) -> None:
+    """Masks of smooth parts as the labels of photos have them; their decoding is in the time."""
+    rng = np.random.default_rng(0)
+    photos = []
+    for k in range(20):
+        coarse = Image.fromarray(rng.integers(0, 256, (6, 8), dtype=np.uint8))
+        values = np.asarray(coarse.resize((500, 375), Image.Resampling.BICUBIC))
+        save_mask(tmp_path / "masks" / f"{k}.png", np.where(values > 150, 1 + k % 3, 0))
+        Image.new("RGB", (500, 375)).save(tmp_path / f"{k}.jpg")
+    for k in range(10_000):
+        mask = tmp_path / "labels" / f"{k}.png"
+        mask.parent.mkdir(exist_ok=True)
+        mask.symlink_to(tmp_path / "masks" / f"{k % 20}.png")
+        photos.append((str(k), tmp_path / f"{k % 20}.jpg"))
+    start = time.perf_counter()
+    write_exports(check_exports(name), tmp_path / "out", photos, tmp_path / "labels", CLASSES)
+    seconds = time.perf_counter() - start
+    print(f"{name}: {seconds:.0f} s")
+    assert seconds < 60, seconds
