@@ -357,8 +357,8 @@ def predict(
     if coco is not None:
         named = ((f"{p.photo_id}{p.path.suffix}", load_mask(path)) for p, path in files)
         write_coco(coco, named, segmenter.classes, suffix="")
-    named = [(photo.photo_id, photo.path) for photo in done.photos]
-    export_photos(exports, Path(out), named, Path(out) / "masks", segmenter.classes)
+    pairs = [(photo.photo_id, photo.path) for photo in done.photos]
+    export_photos(exports, Path(out), pairs, Path(out) / "masks", segmenter.classes)
     console.print(f"masks: {Path(out) / 'masks'}, {len(files)} photos, {done.new} new")
     _exit_with(done.problems)
 

@@ -51,8 +51,5 @@ class Export:
 
 def labels_in(mask: NDArray[np.uint8], num_classes: int) -> list[int]:
     """The classes that have a pixel, in ascending order."""
-    return [
-        k
-        for k in np.bincount(mask.ravel(), minlength=256).nonzero()[0].tolist()
-        if 0 < k <= num_classes
-    ]
+    there = np.bincount(mask.ravel(), minlength=256).nonzero()[0].tolist()
+    return [label for label in there if 0 < label <= num_classes]
