@@ -17,7 +17,7 @@ from pgnn_geo.errors import InputError
 warnings.filterwarnings("ignore", message=".*module.s. in eval mode.*")
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-# Of EXIF data that are damaged: nothing but the orientation is read of them.
+# Of damaged EXIF data, of which nothing but the orientation is read.
 warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
 
 try:
@@ -171,8 +171,7 @@ def run(
         mutual: Rewriting of the labels in stage 2, see "segment".
         mutual_start: First epoch after which labels are rewritten.
         mutual_confidence: Probability from which on a prediction rewrites a label.
-        export: Formats with commas, such as "coco,yolo", in which the P-GNN's labels are written
-            into OUT/exports as well.
+        export: Formats such as "coco,yolo" for the P-GNN's labels in OUT/exports as well.
         **source: Which photos, tags and classes.
     """
     exports = check_exports(export)
@@ -249,8 +248,7 @@ def label(
         boxes: COCO results with the photos' boxes, for a P-GNN whose patches they are.
         maps: How attention maps are inferred; null is the default of such a model in "run".
         labels: How label images are made from them; null is the default of such a model in "run".
-        export: Formats with commas, such as "coco,yolo", in which they are written into OUT/exports
-            as well.
+        export: Formats such as "coco,yolo" in which they are also written into OUT/exports.
         **source: Which photos, tags and classes.
     """
     exports = check_exports(export)
@@ -333,8 +331,7 @@ def predict(
         precision: Of the network: "auto", "32-true", "bf16-mixed" or "16-mixed".
         device: "auto", "cpu", "cuda", ...
         max_pixels: Largest photo that is read, width times height; 178,956,970 if not given.
-        export: Formats with commas, such as "coco,yolo", in which masks are written into
-            OUT/exports as well.
+        export: Formats such as "coco,yolo" in which masks are also written into OUT/exports.
     """
     exports = check_exports(export)
     config = PredictConfig(tuple(scales), flip, max_side, refine, precision)
@@ -347,9 +344,8 @@ def predict(
         raise InputError(f"--device {device} cannot be used: {error}") from error
     if submission:  # with other classes it fails here
         write_voc_submission(out, (), segmenter.classes)
-    done = predict_folder(
-        segmenter, photos, out, config, overlays, probabilities, tags, progress, max_pixels
-    )
+    options = config, overlays, probabilities, tags, progress, max_pixels
+    done = predict_folder(segmenter, photos, out, *options)
     files = [(photo, Path(out) / "masks" / f"{photo.photo_id}.png") for photo in done.photos]
     if submission:
         masks = ((photo.photo_id, load_mask(path)) for photo, path in files)
@@ -357,8 +353,7 @@ def predict(
     if coco is not None:
         named = ((f"{p.photo_id}{p.path.suffix}", load_mask(path)) for p, path in files)
         write_coco(coco, named, segmenter.classes, suffix="")
-    pairs = [(photo.photo_id, photo.path) for photo in done.photos]
-    export_photos(exports, Path(out), pairs, Path(out) / "masks", segmenter.classes)
+    export_photos(exports, Path(out), done.photos, Path(out) / "masks", segmenter.classes)
     console.print(f"masks: {Path(out) / 'masks'}, {len(files)} photos, {done.new} new")
     _exit_with(done.problems)
 

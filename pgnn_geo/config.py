@@ -85,24 +85,11 @@ class DataConfig:
     def _open(self, with_masks: bool) -> TaggedDataset:
         if self.data == "shapes":
             return Shapes(self.root, self.split, with_masks=with_masks)
+        rest: dict[str, Any] = {"with_masks": with_masks, "max_pixels": self.max_pixels}
         if self.data == "folder":
-            csv = os.path.join(self.root, "labels.csv") if self.tags == "auto" else self.tags
-            return TaggedFolder(
-                self.root,
-                csv,
-                self.classes,
-                self.masks,
-                with_masks=with_masks,
-                max_pixels=self.max_pixels,
-            )
-        return VOC2012(
-            self.root,
-            self.split,
-            self.classes,
-            self.tags,
-            with_masks=with_masks,
-            max_pixels=self.max_pixels,
-        )
+            file = os.path.join(self.root, "labels.csv") if self.tags == "auto" else self.tags
+            return TaggedFolder(self.root, file, self.classes, self.masks, **rest)
+        return VOC2012(self.root, self.split, self.classes, self.tags, **rest)
 
     def has_masks(self) -> bool:
         """Whether there is a truth to measure against."""

@@ -80,7 +80,7 @@ def test_command_lines_parse(line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["graph", "nn", "datasets", "losses", "labels", "detect", "viz"]
+    "package", ["graph", "nn", "datasets", "losses", "labels", "detect", "viz", "exports"]
 )
 def test_public_names_are_documented(package: str) -> None:
     names = importlib.import_module(f"pgnn_geo.{package}").__all__
