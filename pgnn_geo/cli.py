@@ -13,11 +13,10 @@ from typing import Any, Literal
 
 from pgnn_geo.errors import InputError
 
-# Notes to developers of the libraries, not to the person at the terminal.
+# Notes to developers of the libraries, and on EXIF data, of which only the orientation is read.
 warnings.filterwarnings("ignore", message=".*module.s. in eval mode.*")
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-# Of damaged EXIF data, of which nothing but the orientation is read.
 warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
 
 try:
@@ -336,8 +335,7 @@ def predict(
     exports = check_exports(export)
     config = PredictConfig(tuple(scales), flip, max_side, refine, precision)
     segmenter = Segmenter.from_pretrained(checkpoint)
-    if device == "auto":
-        device = str(default_device())
+    device = str(default_device()) if device == "auto" else device
     try:
         segmenter.network.to(device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
