@@ -1,7 +1,7 @@
 """What the ablation trains, which maps it takes, and which rows its tables have: all of it data.
 
-A row is a *variant* (a change of :class:`~pgnn_geo.config.RunConfig`, trained once per seed) and
-*maps* (a change of :class:`~pgnn_geo.labels.inference.MapConfig`, inferred from what was trained).
+A row is a *variant* (a change of :class:`~pgnn_geo.app.config.RunConfig`, trained once per seed)
+and *maps* (a change of :class:`~pgnn_geo.labels.maps.MapConfig`, inferred from what was trained).
 Variants that come out equal are trained once, whatever they are called.
 """
 
@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from pgnn_geo.config import BoxConfig, ModelConfig, ModelName, RunConfig
-from pgnn_geo.labels.inference import MapConfig
+from pgnn_geo.app.config import ModelConfig, ModelName, RunConfig
+from pgnn_geo.boxes.config import BoxConfig
+from pgnn_geo.labels.maps import MapConfig
 
 Change = Callable[[RunConfig], RunConfig]
 

@@ -24,10 +24,11 @@ import torch.nn.functional as F
 from _common import Report, Timing, parser, peak_bytes
 from torch import Tensor
 
-from pgnn_geo.config import DataConfig, ModelConfig
+from pgnn_geo.app.config import ModelConfig
 from pgnn_geo.datasets import Shapes, TaggedDataset
-from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.labels.features import View, stem_bank, stem_batches
+from pgnn_geo.datasets.config import DataConfig
+from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.stems import View, stem_bank, stem_batches
 from pgnn_geo.labels.propagation import PropagationName, TaggedMaps, propagate
 from pgnn_geo.nn.backbones import Backbone, build_backbone
 from pgnn_geo.precision import autocast

@@ -18,7 +18,7 @@ from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.datasets.photo_file import as_rgb, load_photo, opened, orientation, turned_size
 from pgnn_geo.datasets.tags import check_classes
 from pgnn_geo.errors import InputError, note
-from pgnn_geo.masks import IGNORE, load_mask
+from pgnn_geo.io.masks import IGNORE, load_mask
 
 Item = dict[str, Any]
 Transform = Callable[[Item], Item]

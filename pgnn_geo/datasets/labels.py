@@ -12,13 +12,7 @@ from pgnn_geo.datasets.listing import first_of, same_form
 from pgnn_geo.datasets.tag_csv import read_text
 from pgnn_geo.datasets.tags import clean_tags, is_background, note_similar
 from pgnn_geo.errors import InputError, note
-from pgnn_geo.masks import IGNORE, load_mask
-
-VOC_CLASSES: tuple[str, ...] = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person"),
-    *("pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
+from pgnn_geo.io.masks import IGNORE, load_mask
 
 
 def select_classes(

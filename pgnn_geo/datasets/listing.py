@@ -11,7 +11,7 @@ from PIL import Image
 
 from pgnn_geo.datasets.photo_file import PHOTO_SUFFIXES
 from pgnn_geo.errors import InputError, note
-from pgnn_geo.files import RESULT_MARK
+from pgnn_geo.io.files import RESULT_MARK
 
 T = TypeVar("T")
 

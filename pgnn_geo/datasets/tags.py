@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pgnn_geo.datasets.listing import first_of, same_form
 from pgnn_geo.errors import InputError, note
-from pgnn_geo.masks import IGNORE
+from pgnn_geo.io.masks import IGNORE
 
 
 def clean_tags(tags: Mapping[str, Sequence[str]], source: str) -> dict[str, tuple[str, ...]]:

@@ -10,7 +10,6 @@ from torchvision.datasets import VOCSegmentation
 
 from pgnn_geo.datasets.base import TaggedDataset, Transform
 from pgnn_geo.datasets.labels import (
-    VOC_CLASSES,
     multi_hot,
     read_classes,
     read_tag_masks,
@@ -21,6 +20,7 @@ from pgnn_geo.datasets.listing import first_of, list_masks, match_rows, same_for
 from pgnn_geo.datasets.photo_file import PHOTO_SUFFIXES
 from pgnn_geo.datasets.tag_csv import read_tag_csv, read_text
 from pgnn_geo.errors import InputError
+from pgnn_geo.io.masks import VOC_CLASSES
 
 _AUGMENTED = ("train_aug", "trainaug")
 

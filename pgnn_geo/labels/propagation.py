@@ -11,8 +11,8 @@ from torch import Tensor
 from torch_geometric.utils import scatter
 
 from pgnn_geo.datasets import partner_groups
-from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.labels.whitening import WhitenedFeatures
+from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.whitening import WhitenedFeatures
 from pgnn_geo.nn import ClassPrototypes
 from pgnn_geo.nn.decoder import ActivationName
 from pgnn_geo.nn.propagation import centered_unit, cosine_sums, normalized

@@ -11,8 +11,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize_image
 
 from pgnn_geo.datasets import TaggedDataset
-from pgnn_geo.files import mark_results
-from pgnn_geo.masks import load_mask
+from pgnn_geo.io.files import mark_results
+from pgnn_geo.io.masks import load_mask
 from pgnn_geo.viz.overlays import overlay, overlay_sheet
 
 

@@ -11,8 +11,8 @@ from PIL import Image
 from pgnn_geo.datasets.listing import list_masks, list_photos, match_photos, match_rows
 from pgnn_geo.datasets.photos import find_photos
 from pgnn_geo.errors import InputError, InputNote
-from pgnn_geo.files import mark_results
-from pgnn_geo.masks import save_mask
+from pgnn_geo.io.files import mark_results
+from pgnn_geo.io.masks import save_mask
 
 NFC, NFD = (unicodedata.normalize(form, "größe") for form in ("NFC", "NFD"))
 

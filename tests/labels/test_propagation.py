@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pgnn_geo.datasets import partner_groups
-from pgnn_geo.labels.feature_bank import FeatureBank
+from pgnn_geo.features.bank import FeatureBank
 from pgnn_geo.labels.propagation import CHUNK, TaggedMaps, propagate
 from pgnn_geo.nn import ClassPrototypes, CongenericPropagation
 from pgnn_geo.nn.decoder import activate

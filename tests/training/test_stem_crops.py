@@ -8,9 +8,9 @@ from torch import Tensor
 
 from pgnn_geo.datasets import TaggedDataset, TaggedFolder
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.labels.features import View
-from pgnn_geo.masks import IGNORE, save_mask
+from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.stems import View
+from pgnn_geo.io.masks import IGNORE, save_mask
 from pgnn_geo.nn import build_backbone
 from pgnn_geo.training.stem_crops import StemCrops, padded_stems
 

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pgnn_geo.boxes import ImageBoxes, PhotoBoxes
 from pgnn_geo.datasets import Shapes, TrainTransform
-from pgnn_geo.detect import ImageBoxes, PhotoBoxes
 from pgnn_geo.errors import InputError
+from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.labels import AttentionStore
-from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.nn import build_backbone
 from pgnn_geo.training.stems import (
     StemDataset,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from pgnn_geo.masks import voc_palette
+from pgnn_geo.io.masks import voc_palette
 from pgnn_geo.viz import overlay, overlay_sheet
 
 TITLES = ["photo", "CAM", "P-GNN", "truth"]

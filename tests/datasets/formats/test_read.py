@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pgnn_geo.cli import main
-from pgnn_geo.config import DataConfig
+from pgnn_geo.app.cli import main
+from pgnn_geo.app.config import DataConfig
 from pgnn_geo.datasets import TaggedFolder
 from pgnn_geo.datasets.formats import FORMATS, read_tags, recognise
 from pgnn_geo.datasets.photos import find_photos, read_photo_tags
