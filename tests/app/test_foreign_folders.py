@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgnn_geo import pipeline
+from pgnn_geo.app import pipeline
 from pgnn_geo.app.cli import main
 from pgnn_geo.datasets import VOC2012
 from pgnn_geo.io.masks import load_mask, save_mask

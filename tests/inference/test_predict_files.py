@@ -6,13 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pgnn_geo import predict
 from pgnn_geo.datasets.photos import find_photos
+from pgnn_geo.inference import predict
 from pgnn_geo.inference.predict import predict_folder
 from pgnn_geo.inference.segmenter import Segmenter
+from pgnn_geo.io import write_voc_submission
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import load_mask
-from pgnn_geo.labels import write_voc_submission
 from pgnn_geo.nn import DeepLabV2
 
 
