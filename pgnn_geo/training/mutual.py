@@ -105,7 +105,7 @@ class MutualComplement(Callback):
         folder = self.epoch_folder(epoch)
         if trainer.is_global_zero:  # of the same epoch of a run that was cut off right here
             (folder / _RECORD).unlink(missing_ok=True)
-            mark_results(self.folder)
+            mark_results(folder)
         photos = self.data.dataset.with_transform(None)
         config, network = self.data.config, pl_module.network
         matrix = ConfusionMatrix(len(photos.classes), photos.classes)

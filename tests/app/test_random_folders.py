@@ -242,7 +242,7 @@ def test_what_doctor_calls_fine_runs(folder: Folder) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.filterwarnings("ignore")
-@profile(300)
+@profile(100)
 @given(FOLDERS)
 def test_what_doctor_calls_fine_runs_many_times(folder: Folder) -> None:
     check(folder)
