@@ -19,6 +19,7 @@ class Labelled(NamedTuple):
     image_id: str
     photo: Path
     mask: NDArray[np.uint8]
+    label: Path  # the file of the label image
 
     @property
     def file_name(self) -> str:

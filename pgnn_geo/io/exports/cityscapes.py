@@ -12,7 +12,7 @@ def _write(folder: Path, photos: Iterable[Labelled], classes: Sequence[str]) -> 
     for photo in photos:
         path = folder / "gtFine" / "train" / f"{photo.image_id}_gtFine_labelTrainIds.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(photo.mask).save(path)
+        Image.fromarray(photo.mask).save(path, compress_level=1)
     names = ["background", *classes]
     rows = "".join(f"{label} {name}\n" for label, name in enumerate(names))
     (folder / "labels.txt").write_text(rows + "255 ignored\n", encoding="utf-8")

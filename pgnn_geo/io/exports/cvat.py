@@ -15,6 +15,7 @@ from pgnn_geo.io.masks import IGNORE, voc_palette
 
 def _write(folder: Path, photos: Iterable[Labelled], classes: Sequence[str]) -> None:
     colors = voc_palette()
+    palette = colors.tobytes()
     names = ["background", *classes]
     rows = [f"{name}:{','.join(map(str, c))}::" for name, c in zip(names, colors, strict=False)]
     ids = []
@@ -26,16 +27,17 @@ def _write(folder: Path, photos: Iterable[Labelled], classes: Sequence[str]) -> 
                 objects[labels == label] = number
             for place, content in (("Class", labels), ("Object", objects)):
                 name = f"Segmentation{place}/{photo.image_id}.png"
-                archive.writestr(name, _png(colors[content]))
+                archive.writestr(name, _png(content, palette))
             ids.append(photo.image_id)
         head = "# label:color_rgb:parts:actions"
         archive.writestr("labelmap.txt", "".join(f"{row}\n" for row in [head, *rows]))
         archive.writestr("ImageSets/Segmentation/default.txt", "".join(f"{i}\n" for i in ids))
 
 
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, format="PNG")
+def _png(labels: NDArray[np.uint8], palette: bytes) -> bytes:
+    content, image = io.BytesIO(), Image.fromarray(labels)
+    image.putpalette(palette)
+    image.save(content, format="PNG", compress_level=1)
     return content.getvalue()
 
 

@@ -1,16 +1,18 @@
 """PASCAL VOC's layout: palette PNGs, the list of ids, and the classes."""
 
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pgnn_geo.io.exports.base import Export, Labelled
-from pgnn_geo.io.masks import save_mask
 
 
 def _write(folder: Path, photos: Iterable[Labelled], classes: Sequence[str]) -> None:
     ids = []
     for photo in photos:
-        save_mask(folder / "SegmentationClass" / f"{photo.image_id}.png", photo.mask)
+        path = folder / "SegmentationClass" / f"{photo.image_id}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(photo.label, path)
         ids.append(photo.image_id)
     lists = folder / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)

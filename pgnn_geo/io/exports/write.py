@@ -44,7 +44,7 @@ def write_exports(
         exports (sequence of Export): See :func:`check_exports`.
         out (Path): Folder of the exports.
         photos (sequence of tuple): Id and file of each photo.
-        labels (Path): Folder of their label images :obj:`ID.png`.
+        labels (Path): Folder of their label images :obj:`ID.png`, with the VOC palette.
         classes (sequence of str): Names of the labels 1..K.
 
     Raises:
@@ -54,8 +54,9 @@ def write_exports(
 
     def read() -> Iterator[Labelled]:
         for image_id, photo in photos:
-            mask = load_mask(labels / f"{image_id}.png").numpy()
-            yield Labelled(image_id, photo, check_labels(mask, image_id, len(classes)))
+            label = labels / f"{image_id}.png"
+            mask = check_labels(load_mask(label).numpy(), image_id, len(classes))
+            yield Labelled(image_id, photo, mask, label)
 
     folders = []
     for export in exports:

@@ -33,7 +33,7 @@ def _write(folder: Path, photos: Iterable[Labelled], classes: Sequence[str]) -> 
                 # Readers that cut off what is behind the point, and those that round, both get the
                 # pixel: Ultralytics and supervision.
                 shown = (points + 0.25) / (width, height)
-                numbers = " ".join(f"{number:.6f}" for number in shown.ravel())
+                numbers = " ".join(map("{:.6f}".format, shown.ravel().tolist()))
                 lines.append(f"{label - 1} {numbers}\n")
         text.write_text("".join(lines), encoding="utf-8")
     rows = "".join(f"  {k}: {json.dumps(name)}\n" for k, name in enumerate(classes))
@@ -61,22 +61,23 @@ def polygons(region: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
     found, tree = cv2.findContours(region.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     if tree is None:
         return []
-    rings = [points[:, 0].tolist() for points in found]
+    rings = [points[:, 0].astype(np.int64) for points in found]
     result = []
     for number, (_, _, hole, parent) in enumerate(tree[0].tolist()):
         if parent >= 0:
             continue
         holes = []
         while hole >= 0:
-            holes.append(rings[hole])
+            holes.append(rings[hole].tolist())
             hole = int(tree[0][hole][0])
-        result.append(_corners(_joined(rings[number], holes, region)))
+        ring = rings[number]
+        result.append(_corners(_joined(ring.tolist(), holes, region) if holes else ring))
     return result
 
 
 def _joined(
     outline: list[list[int]], holes: list[list[list[int]]], region: NDArray[np.bool_]
-) -> list[list[int]]:
+) -> NDArray[np.int64]:
     """The outline of a part with its holes: a ring of pixels."""
     points = list(outline)
     after = [*range(1, len(points)), 0]  # the next pixel of each on the ring
@@ -96,12 +97,11 @@ def _joined(
     order = [0]
     while (following := after[order[-1]]) != 0:
         order.append(following)
-    return [points[k] for k in order]
+    return np.array([points[k] for k in order])
 
 
-def _corners(ring: list[list[int]]) -> NDArray[np.int64]:
+def _corners(points: NDArray[np.int64]) -> NDArray[np.int64]:
     """A ring without the pixels at which it goes straight on; at least three points."""
-    points = np.array(ring)
     step = np.roll(points, -1, axis=0) - points
     straight = (step == np.roll(step, 1, axis=0)).all(axis=1)
     kept = points[~straight]

@@ -165,8 +165,7 @@ def test_cvat(labels: dict[str, np.ndarray], tmp_path: Path) -> None:
     assert ids == list(labels)
     for name, mask in without_255(labels).items():
         with archive.open(f"SegmentationClass/{name}.png") as file, Image.open(file) as image:
-            assert image.mode == "RGB"
-            pixels = np.asarray(image)
+            pixels = np.asarray(image.convert("RGB"))
         found = np.array(
             [
                 [["background", *CLASSES].index(colors[tuple(p)]) for p in row]
@@ -175,7 +174,7 @@ def test_cvat(labels: dict[str, np.ndarray], tmp_path: Path) -> None:
         )
         assert np.array_equal(found, mask)
         with archive.open(f"SegmentationObject/{name}.png") as file, Image.open(file) as image:
-            objects = np.asarray(image).reshape(-1, 3)
+            objects = np.asarray(image.convert("RGB")).reshape(-1, 3)
         assert len(np.unique(objects, axis=0)) == len(np.unique(mask))
 
 
