@@ -14,3 +14,9 @@ class InputNote(UserWarning):
 def note(text: str) -> None:
     """Warn with an :class:`InputNote`; the command line shows each text once, as a line."""
     warnings.warn(text, InputNote, stacklevel=3)
+
+
+def expect(fits: bool, name: str, expected: object, got: object) -> None:
+    """Raise :class:`InputError` for the argument `name` unless it fits."""
+    if not fits:
+        raise InputError(f"`{name}`: expected {expected}, got {got}")

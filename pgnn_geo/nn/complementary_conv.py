@@ -2,16 +2,15 @@
 
 from typing import Any, Literal, Optional
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.typing import Adj, OptTensor, PairTensor
-from torch_geometric.utils import is_sparse, softmax
+from torch_geometric.utils import softmax
 
-from pgnn_geo.errors import InputError
-from pgnn_geo.graph.checks import describe
+from pgnn_geo.errors import InputError, expect
+from pgnn_geo.nn import checks
 from pgnn_geo.nn.channel_linear import ChannelLinear
 from pgnn_geo.nn.class_embedding import ClassRelation
 from pgnn_geo.nn.dense_attention import group_attention, make_groups
@@ -81,32 +80,20 @@ class ComplementaryConv(MessagePassing):
     ):
         kwargs.setdefault("aggr", "add")
         super().__init__(node_dim=0, **kwargs)
-        if self.aggr_module is None or isinstance(kwargs["aggr"], tuple | list):
-            raise InputError(f"`aggr`: expected one aggregation, got {kwargs['aggr']}")
+        one = self.aggr_module is not None and not isinstance(kwargs["aggr"], tuple | list)
+        expect(one, "aggr", "one aggregation", kwargs["aggr"])
         source, target = (in_channels, in_channels) if isinstance(in_channels, int) else in_channels
-        if heads < 1:
-            raise InputError(f"`heads`: expected a positive number, got {heads}")
-        if out_channels is None and target < 1:
-            raise InputError(
-                "`out_channels`: expected a number as `in_channels` has none, got None"
-            )
-        out_channels = target if out_channels is None else out_channels
-        if out_channels < 1 or out_channels % heads:
-            raise InputError(
-                f"`out_channels`: expected a positive multiple of `heads`={heads}, "
-                f"got {out_channels}"
-            )
-        if class_embedding not in ("attention", None):
-            raise InputError(
-                f"`class_embedding`: expected 'attention' or None, got {class_embedding!r}; add a "
-                "ClassEmbedding to the nodes for the paper's form"
-            )
-        if num_classes is not None and num_classes < 1:
-            raise InputError(
-                f"`num_classes`: expected None or a positive number, got {num_classes}"
-            )
-        if not 0 <= dropout < 1:
-            raise InputError(f"`dropout`: expected 0 <= dropout < 1, got {dropout}")
+        expect(heads > 0, "heads", "a positive number", heads)
+        if out_channels is None:
+            expect(target > 0, "out_channels", "a number as `in_channels` has none", None)
+            out_channels = target
+        fits = out_channels > 0 and out_channels % heads == 0
+        expect(fits, "out_channels", f"a positive multiple of `heads`={heads}", out_channels)
+        known = class_embedding in ("attention", None)  # the paper's form is a ClassEmbedding
+        expect(known, "class_embedding", "'attention' or None", repr(class_embedding))
+        fits = num_classes is None or num_classes > 0
+        expect(fits, "num_classes", "None or a positive number", num_classes)
+        expect(0 <= dropout < 1, "dropout", "0 <= dropout < 1", dropout)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.heads = heads
@@ -149,19 +136,17 @@ class ComplementaryConv(MessagePassing):
         Args:
             x (torch.Tensor or (torch.Tensor, torch.Tensor)): The nodes.
             edge_index (torch.Tensor or SparseTensor, optional): The edges, sources first.
-                (default: :obj:`None`)
-            edge_attr (torch.Tensor, optional): The edge features. (default: :obj:`None`)
+            edge_attr (torch.Tensor, optional): The edge features.
             batch (torch.Tensor, optional): The sorted group of each node, in place of
-                :obj:`edge_index`. (default: :obj:`None`)
+                :obj:`edge_index`.
             batch_size (int, optional): The number of groups. Without :obj:`batch`, all groups have
-                the same size. (default: :obj:`None`)
+                the same size.
             max_num_nodes (int, optional): The size of the largest group. If it and
                 :obj:`batch_size` are given, or :obj:`batch_size` without :obj:`batch`, the host
-                never waits for the device. (default: :obj:`None`)
+                never waits for the device.
             node_class (torch.Tensor or (torch.Tensor, torch.Tensor), optional): The class of each
-                node, 0 for background; needed if the layer uses classes. (default: :obj:`None`)
-            size ((int, int), optional): The number of sources and of targets, if they are to be
-                checked. (default: :obj:`None`)
+                node, 0 for background; needed if the layer uses classes.
+            size ((int, int), optional): The number of sources and of targets, to be checked.
             return_attention_weights (bool): Whether to return the edges and their weights before
                 dropout, too. Edges are then made for groups as well. (default: :obj:`False`)
 
@@ -178,9 +163,13 @@ class ComplementaryConv(MessagePassing):
         x_source, x_target = x if bipartite else (x, x)
         pair = isinstance(node_class, tuple | list)
         c_source, c_target = node_class if pair else (node_class, node_class)
-        self._check_nodes("x[0]" if bipartite else "x", x_source, self.lin_key, c_source)
+        if self.class_module is None:
+            c_source = c_target = None
+        elif c_source is None or c_target is None:
+            raise InputError("`node_class`: expected integers [V], one class per node, got None")
+        checks.nodes("x[0]" if bipartite else "x", x_source, self.lin_key, c_source)
         if bipartite:
-            self._check_nodes("x[1]", x_target, self.lin_query, c_target)
+            checks.nodes("x[1]", x_target, self.lin_query, c_target)
 
         H, C = self.heads, self.out_channels
         n_source = _mean(x_source)  # [V, C]
@@ -188,28 +177,29 @@ class ComplementaryConv(MessagePassing):
         query = self.lin_query(n_target).view(-1, H, C // H)
         key = self.lin_key(n_source).view(-1, H, C // H)
         value = self.lin_value(x_source)  # [V, C', *]
-        plain = is_plain(self, ComplementaryConv)
         dropout = self.dropout if self.training else 0.0
 
         if grouped:
             groups = make_groups(x_source, batch, batch_size, max_num_nodes)
-            if plain and not return_attention_weights:
+            if not return_attention_weights and is_plain(self, ComplementaryConv):
                 relation = self.class_module
                 out = group_attention(query, key, value, groups, dropout, relation, c_target)
                 return self.lin_out(out)
             edge_index = groups.edge_index(x_source.device)
         assert edge_index is not None
-        self._check_edges(edge_index, edge_attr, x_source)
+        checks.edges(edge_index, edge_attr, self.lin_edge, x_source.device)
         sizes = (key.size(0), query.size(0))
-        if size is not None and tuple(size) != sizes:
-            raise InputError(f"`size`: expected {sizes} sources and targets, got {tuple(size)}")
+        expect(size is None or tuple(size) == sizes, "size", sizes, size)
 
-        value = value.flatten(1).unflatten(1, (H, -1))  # [V, H, D * P]: positions travel together
+        positions = x_source.shape[2:]
+        D = C // H * positions.numel()  # positions travel together
+        value = value.reshape(-1, H, D)
         direction = 1 if self.flow == "source_to_target" else -1
-        if plain and is_worthwhile(edge_index, value):
+        if is_worthwhile(edge_index, value) and is_plain(self, ComplementaryConv):
             source, target = edge_index.unbind()[::direction]
-            at = c_target is not None and c_source is not None
-            classes = (c_target[target], c_source[source]) if at else (None, None)
+            classes = (None, None)
+            if c_target is not None and c_source is not None:
+                classes = (c_target[target], c_source[source])
             bias = self._bias(*classes, edge_attr)
             out, alpha = edge_attention(query, key, value, source, target, bias, dropout)
         else:
@@ -227,7 +217,7 @@ class ComplementaryConv(MessagePassing):
             )
             # propagate_type: (value: Tensor, alpha: Tensor)
             out = self.propagate(edge_index, size=sizes, value=value, alpha=alpha)
-        out = self.lin_out(out.flatten(1).unflatten(1, (C, *x_source.shape[2:])))
+        out = self.lin_out(out.reshape(-1, C, *positions))
         return (out, (edge_index, alpha)) if return_attention_weights else out
 
     def edge_update(
@@ -262,48 +252,6 @@ class ComplementaryConv(MessagePassing):
             raise InputError(f"`edge_attr`: expected [E, {self.edge_dim}], got None")
         edge = self.lin_edge(edge_attr if edge_attr.dim() > 1 else edge_attr.unsqueeze(1))
         return edge if bias is None else edge + bias
-
-    def _check_nodes(self, name: str, x: Tensor, lin: Linear, node_class: OptTensor) -> None:
-        channels = lin.in_channels if lin.in_channels > 0 else "C"
-        if not isinstance(x, Tensor) or x.dim() < 2 or channels not in ("C", x.size(1)):
-            raise InputError(f"`{name}`: expected [V, {channels}, *], got {describe(x)}")
-        if x.device != lin.weight.device or not x.is_floating_point() or 0 in x.shape[1:]:
-            raise InputError(
-                f"`{name}`: expected floating-point features on {lin.weight.device} with at least "
-                f"one channel and position, got {describe(x)}"
-            )
-        if self.class_module is not None and (
-            not isinstance(node_class, Tensor)
-            or node_class.shape != x.shape[:1]
-            or node_class.dtype not in (torch.long, torch.int)
-            or node_class.device != x.device
-        ):
-            raise InputError(
-                f"`node_class`: expected integers [{x.size(0)}] on {x.device}, one class per node, "
-                f"got {describe(node_class)}"
-            )
-
-    def _check_edges(self, edge_index: Adj, edge_attr: OptTensor, x: Tensor) -> None:
-        if is_sparse(edge_index):  # checked by PyG; may carry the edge features itself
-            return
-        if (
-            not isinstance(edge_index, Tensor)
-            or edge_index.dim() != 2
-            or edge_index.size(0) != 2
-            or edge_index.dtype != torch.long
-            or edge_index.device != x.device
-        ):
-            raise InputError(
-                f"`edge_index`: expected int64 [2, E] on {x.device}, got {describe(edge_index)}"
-            )
-        E, D = edge_index.size(1), None if self.lin_edge is None else self.lin_edge.in_channels
-        if edge_attr is not None and D is not None:
-            shape = edge_attr.shape if edge_attr.dim() != 1 else (*edge_attr.shape, 1)
-            if len(shape) == 2 and shape[0] == E and D in (-1, shape[1]):
-                return
-        if edge_attr is not None or D is not None:
-            expected = None if D is None else f"[{E}, {D if D > 0 else 'D'}]"
-            raise InputError(f"`edge_attr`: expected {expected}, got {describe(edge_attr)}")
 
     def __repr__(self) -> str:
         channels = f"{self.in_channels}, {self.out_channels}"

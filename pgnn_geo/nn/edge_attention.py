@@ -1,9 +1,7 @@
 """Attention along edge lists on the CPU, without a feature per edge.
 
 Message passing writes queries, keys and values out once per edge, [E, H, D] each. Here they are
-read where they are, in blocks that stay in the cache. What this computes is
-:class:`~pgnn_geo.nn.ComplementaryConv` on an :obj:`edge_index`; the layer takes it where it wins
-(:func:`is_worthwhile`).
+read where they are, in blocks that stay in the cache.
 
 Shapes: N targets and M sources, H heads, D channels per head, E edges.
 """
@@ -22,7 +20,7 @@ from pgnn_geo.nn.fusion import is_eager
 BLOCK = 4096  # edges; their features stay in the cache
 #: Numbers in the values of all edges, E * H * D, from which on this is faster than messages, see
 #: benchmarks/README.md.
-LEAST = 1_000_000
+LEAST = 2_000_000
 
 
 class Ends:
@@ -101,12 +99,7 @@ class _EdgeSum(_EdgeFunction):
 
 
 def is_worthwhile(edge_index: Any, value: Tensor) -> bool:
-    """Whether :func:`edge_attention` can be taken, and is faster than messages along the edges.
-
-    Args:
-        edge_index: Edges [2, E].
-        value: Values [M, H, D].
-    """
+    """Whether :func:`edge_attention` can be taken for values [M, H, D], and beats messages."""
     return (
         is_eager(value)  # first: sizes are not to be compared where they stay open
         and value.is_cpu
@@ -131,7 +124,7 @@ def edge_attention(
         \frac{\mathbf{q}_{\alpha}^{\top} \mathbf{k}_{\beta}}{\sqrt{D}} + b_{\alpha\beta} \right)
         \mathbf{v}_{\beta}
 
-    It has first and second derivatives, but no forward ones and no batching rule.
+    There are first and second derivatives, but no forward ones and no batching rule.
 
     Args:
         query: Queries [N, H, D].

@@ -8,8 +8,9 @@ from torch_geometric.data import Batch
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph import PatchGraphBuilder, stitch
 from pgnn_geo.graph.geometry import patch_class
+from pgnn_geo.nn import checks
 from pgnn_geo.nn.backbones import BackboneName, build_backbone
-from pgnn_geo.nn.class_embedding import ClassEmbedding, check_classes
+from pgnn_geo.nn.class_embedding import ClassEmbedding
 from pgnn_geo.nn.complementary_block import ComplementaryBlock
 from pgnn_geo.nn.decoder import ActivationName, AttentionDecoder, activate
 
@@ -64,7 +65,7 @@ class PGNN(nn.Module):
         node_classes (str): Where the classes of grid nodes come from, if they do something and
             :obj:`node_class` is not given: :obj:`"maps"`: with :obj:`tags`, the maps of the head
             before the graph, see :func:`~pgnn_geo.graph.geometry.patch_class`; :obj:`"none"`: all
-            are background. (default: :obj:`"maps"`)
+            are background, as until there are maps. (default: :obj:`"none"`)
         top_k (int, optional): With :obj:`box_size`, boxes of an image that become nodes, the first
             ones; all if not given. (default: :obj:`None`)
 
@@ -93,7 +94,7 @@ class PGNN(nn.Module):
         output_stride: int = 16,
         freeze_stages: int = 0,
         activation: ActivationName = "relu",
-        node_classes: NodeClassesName = "maps",
+        node_classes: NodeClassesName = "none",
         top_k: int | None = None,
     ):
         super().__init__()
@@ -215,7 +216,7 @@ class PGNN(nn.Module):
                 features, group=group, node_class=node_class, boxes=boxes, box_class=box_class
             )
             if self.config["class_embedding"] is not None:
-                check_classes(batch.node_class, self.num_classes)
+                checks.class_range(batch.node_class, self.num_classes)
             if self.class_embedding is not None:
                 batch.x = self.class_embedding(batch.x, batch.node_class)
             for block in self.blocks:

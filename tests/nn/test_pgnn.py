@@ -90,11 +90,10 @@ def test_classes_of_nodes_from_the_head_before_the_graph():
     model, images = tiny(class_embedding="attention"), torch.rand(2, 3, 57, 90)
     torch.nn.init.normal_(model.blocks[0].attention.class_module.weight)
     tags = torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 0]])
-    result = model(images, tags=tags)
-    without = tiny(class_embedding="attention", node_classes="none")
-    without.load_state_dict(model.state_dict())
-    plain = without(images, tags=tags)
+    plain = model(images, tags=tags)
     assert plain.batch.node_class.eq(0).all()
+    assert model.set_node_classes("maps") is model and model.config["node_classes"] == "maps"
+    result = model(images, tags=tags)
     maps = activate(result.backbone_scores, "relu", tags)
     patches = PatchGraphBuilder(grid=4)(maps).x  # [V, K, p, p]
     best, label = patches.mean(dim=(2, 3)).max(dim=1)
@@ -109,7 +108,7 @@ def test_classes_of_nodes_from_the_head_before_the_graph():
 
 
 def test_no_classes_unless_asked_for():
-    model, tags = tiny(), torch.ones(2, 4)
+    model, tags = tiny(node_classes="maps"), torch.ones(2, 4)
     assert not any("class" in name for name, _ in model.named_modules())
     assert model(torch.rand(2, 3, 64, 64), tags=tags).batch.node_class.eq(0).all()
 
