@@ -13,15 +13,17 @@ from typing import Any, Literal
 
 from pgnn_geo.errors import InputError
 
-# Notes to developers of the libraries, not to the person at the terminal.
+# Notes to developers of the libraries, and on EXIF data, of which only the orientation is read.
 warnings.filterwarnings("ignore", message=".*module.s. in eval mode.*")
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
 
 try:
     from jsonargparse import auto_cli
 
     from pgnn_geo.app import pipeline, stage2
+    from pgnn_geo.app.cli_export import export_dataset, export_photos
     from pgnn_geo.app.cli_measure import evaluate, report
     from pgnn_geo.app.cli_parser import Parser
     from pgnn_geo.app.config import (
@@ -45,8 +47,9 @@ try:
     from pgnn_geo.inference.predict import PredictConfig, predict_folder
     from pgnn_geo.inference.segmenter import Segmenter
     from pgnn_geo.io.export import write_coco, write_voc_submission
+    from pgnn_geo.io.exports import check_exports
     from pgnn_geo.io.masks import load_mask
-    from pgnn_geo.io.run_folder import claim_folder, console, progress
+    from pgnn_geo.io.run_folder import claim_folder, console, notes_as_lines, progress
     from pgnn_geo.labels.maps import MapConfig
     from pgnn_geo.labels.refine import RefinementName
     from pgnn_geo.precision import Precision, default_device
@@ -138,6 +141,7 @@ def run(
     mutual: MutualName = "off",
     mutual_start: int = 1,
     mutual_confidence: float | None = None,
+    export: str | None = None,
     **source: Any,
 ) -> None:
     """Do the whole job: train CAM and P-GNN, label, train DeepLab-v2 on the labels. Resumes.
@@ -165,8 +169,10 @@ def run(
         mutual: Rewriting of the labels in stage 2, see "segment".
         mutual_start: First epoch after which labels are rewritten.
         mutual_confidence: Probability from which on a prediction rewrites a label.
+        export: Formats such as "coco,yolo" for the P-GNN's labels in OUT/exports as well.
         **source: Which photos, tags and classes.
     """
+    exports = check_exports(export)
     boxes = BoxConfig(box_source, box_file, top_k, box_size)
     if patches != "boxes" and boxes != BOXES:
         raise InputError("--box_source, --box_file, --top_k and --box_size want --patches boxes")
@@ -180,6 +186,7 @@ def run(
     nodes = boxes if patches == "boxes" else patches
     config = RunConfig(photos, network, train, maps, labels, cam_labels, stage2_config, nodes)
     pipeline.run(config, Path(out))
+    export_dataset(exports, Path(out), photos.build(), Path(out) / "pgnn" / "labels")
 
 
 def _check_graph(patches: str, network: ModelConfig) -> None:
@@ -211,7 +218,7 @@ def train(
         **source: Which photos, tags and classes.
     """
     _check_graph(patches, network)
-    photos = DataConfig(root=root, masks=None, **source)
+    photos = DataConfig(root=root, **source)
     config = RunConfig(photos, network, train, segment=None, patches=patches)
     claim_folder(Path(out), config)
     raise_problems(find_problems(config.data, config.network))
@@ -227,6 +234,7 @@ def label(
     boxes: str | None = None,
     maps: MapConfigChanges = MODEL_MAPS,
     labels: LabelConfigChanges = MODEL_LABELS,
+    export: str | None = None,
     **source: Any,
 ) -> None:
     """Write pseudo-labels OUT/ID.png (VOC palette, the photo's own size) of tagged photos.
@@ -238,13 +246,16 @@ def label(
         boxes: COCO results with the photos' boxes, for a P-GNN whose patches they are.
         maps: How attention maps are inferred; null is the default of such a model in "run".
         labels: How label images are made from them; null is the default of such a model in "run".
+        export: Formats such as "coco,yolo" in which they are also written into OUT/exports.
         **source: Which photos, tags and classes.
     """
-    dataset = DataConfig(root=root, masks=None, **source).build()
+    exports = check_exports(export)
+    dataset = DataConfig(root=root, **source).build()
     raise_problems(dataset.check())
     given = None if boxes is None else Path(boxes)
     folder = pipeline.label(Path(checkpoint), dataset, Path(out), maps, labels, None, given)
     console.print(f"labels: {folder}")
+    export_dataset(exports, Path(out), dataset, folder)
 
 
 def segment(
@@ -297,6 +308,8 @@ def predict(
     coco: str | None = None,
     precision: Precision = "auto",
     device: str = "auto",
+    max_pixels: int | None = None,
+    export: str | None = None,
 ) -> None:
     """Write masks OUT/masks/ID.png of new photos (VOC palette, each photo's own size). Resumes.
 
@@ -315,18 +328,21 @@ def predict(
         coco: JSON file for the masks in COCO's format, if wanted.
         precision: Of the network: "auto", "32-true", "bf16-mixed" or "16-mixed".
         device: "auto", "cpu", "cuda", ...
+        max_pixels: Largest photo that is read, width times height; 178,956,970 if not given.
+        export: Formats such as "coco,yolo" in which masks are also written into OUT/exports.
     """
+    exports = check_exports(export)
     config = PredictConfig(tuple(scales), flip, max_side, refine, precision)
     segmenter = Segmenter.from_pretrained(checkpoint)
-    if device == "auto":
-        device = str(default_device())
+    device = str(default_device()) if device == "auto" else device
     try:
         segmenter.network.to(device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise InputError(f"--device {device} cannot be used: {error}") from error
     if submission:  # with other classes it fails here
         write_voc_submission(out, (), segmenter.classes)
-    done = predict_folder(segmenter, photos, out, config, overlays, probabilities, tags, progress)
+    options = config, overlays, probabilities, tags, progress, max_pixels
+    done = predict_folder(segmenter, photos, out, *options)
     files = [(photo, Path(out) / "masks" / f"{photo.photo_id}.png") for photo in done.photos]
     if submission:
         masks = ((photo.photo_id, load_mask(path)) for photo, path in files)
@@ -334,6 +350,7 @@ def predict(
     if coco is not None:
         named = ((f"{p.photo_id}{p.path.suffix}", load_mask(path)) for p, path in files)
         write_coco(coco, named, segmenter.classes, suffix="")
+    export_photos(exports, Path(out), done.photos, Path(out) / "masks", segmenter.classes)
     console.print(f"masks: {Path(out) / 'masks'}, {len(files)} photos, {done.new} new")
     _exit_with(done.problems)
 
@@ -358,7 +375,7 @@ def doctor(root: str | None = None, network: ModelConfig = NETWORK, **source: An
 def _exit_with(problems: list[str]) -> None:
     """List problems and end with status 1, if there are any."""
     for problem in problems:
-        console.print(f"problem: {problem}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"problem: {problem}", highlight=False, soft_wrap=True)
     if problems:
         console.print(f"{len(problems)} problem(s)")
         sys.exit(1)
@@ -371,7 +388,8 @@ def main(args: list[str] | None = None) -> None:
     try:
         commands: list[Any] = [demo, run, train, label, segment, predict, evaluate, report, doctor]
         commands += [detect, adjuster]
-        auto_cli(commands, args=args, prog="pgnn-geo", as_positional=False, parser_class=Parser)
+        with notes_as_lines():
+            auto_cli(commands, args=args, prog="pgnn-geo", as_positional=False, parser_class=Parser)
     except InputError as error:
         print(f"pgnn-geo: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,5 +1,6 @@
 """The whole job: train CAM and P-GNN, label, train on the labels, evaluate; resumes."""
 
+import errno
 import hashlib
 import json
 import os
@@ -20,9 +21,10 @@ from pgnn_geo.app.evaluation import evaluate
 from pgnn_geo.boxes.patches import describe_boxes, make_boxes, patch_problems, read_boxes
 from pgnn_geo.boxes.photo_boxes import PhotoBoxes
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.checkpoint import load_attention_model, save_attention_model
-from pgnn_geo.io.files import first_difference, write_json
+from pgnn_geo.io.files import first_difference, mark_results, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
@@ -184,15 +186,26 @@ def label(
             )
         return out
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        mark_results(out)
     except OSError as error:
         raise InputError(f"Output folder {out} cannot be written: {error}") from error
     with timed(f"label {out}"):
         model.to(default_device())
         attention = attention_maps(model, dataset, map_config, stems, out.parent, progress, patches)
         masks = label_images(dataset, attention, label_config)
+        too_long = []
         for image_id, mask in zip(dataset.image_ids, masks, strict=True):
-            save_mask(out / f"{image_id}.png", mask)
+            try:
+                save_mask(out / f"{image_id}.png", mask)
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise InputError(f"Output folder {out} cannot be written: {error}") from error
+                too_long.append(image_id)
+        if too_long:
+            raise InputError(
+                f"All label images but those of names that are too long for {out} are written; "
+                f"rename these photos: {first_of(too_long)}"
+            )
         write_json(done, record)
     return out
 
