@@ -126,12 +126,12 @@ def _flat(geometry: Any) -> list[GroupGeometry]:
 
 # The class that PyG makes for batches of `GroupData`. `Batch(_base_cls=GroupData)` looks it up
 # through a metaclass, which compilers do not follow.
-_GroupDataBatch = type(Batch(_base_cls=GroupData))
+_GroupDataBatch: Any = type(Batch(_base_cls=GroupData))
 
 
 def new_batch() -> Batch:
     """An empty batch of groups."""
-    out = _GroupDataBatch.__new__(_GroupDataBatch)
+    out: Batch = object.__new__(_GroupDataBatch)
     Data.__init__(out)
     return out
 

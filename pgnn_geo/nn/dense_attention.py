@@ -77,9 +77,9 @@ def make_groups(
         assert batch_size is not None and max_num_nodes is not None
         if num_nodes == 0 or (not is_compiling() and num_nodes == batch_size * max_num_nodes):
             return _equal(batch_size, num_nodes)  # no group is larger, so each is as large
-        group = torch.arange(batch_size + 1, device=x.device)
-        ptr = torch.searchsorted(batch, group)
-        return _padded(batch, ptr, [(group[:-1], max_num_nodes)], x.device)
+        ids = torch.arange(batch_size + 1, device=x.device)
+        ptr = torch.searchsorted(batch, ids)
+        return _padded(batch, ptr, [(ids[:-1], max_num_nodes)], x.device)
 
     sizes = _sizes(batch, batch_size, max_num_nodes)
     if len(set(sizes)) <= 1:
@@ -223,23 +223,25 @@ class _FusedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, mask = ctx.saved_tensors
-        if torch.is_grad_enabled():  # this derivative is to be derived
-            out = _weigh(*inputs, mask, 0.0)
+        q, k, v, mask = ctx.saved_tensors
+        inputs, create_graph = [q, k, v], torch.is_grad_enabled()
+        if create_graph:  # this derivative is to be derived
+            out = _weigh(q, k, v, mask, 0.0)
         else:
-            out, inputs = ctx.graph or _fused_graph(*inputs, mask)
+            out, inputs = ctx.graph or _fused_graph(q, k, v, mask)
             ctx.graph = None  # a second call is rare, and memory is not
         wanted = [t for t in inputs if t.requires_grad]
-        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=torch.is_grad_enabled()))
-        return *(next(found) if t.requires_grad else None for t in inputs), None
+        grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=create_graph))
+        return *(next(grads) if t.requires_grad else None for t in inputs), None
 
 
-def _fused_graph(*inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _fused_graph(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
     """The kernel's output, and what it was computed from."""
-    *parts, mask = inputs
     with torch.enable_grad():
-        parts = [t.detach().requires_grad_(t.requires_grad) for t in parts]
-        return F.scaled_dot_product_attention(*parts, mask), parts
+        q, k, v = (t.detach().requires_grad_(t.requires_grad) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, mask), [q, k, v]
 
 
 def _weigh(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:

@@ -65,8 +65,8 @@ class _EdgeDot(_EdgeFunction):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (a, b), (target, source) = ctx.saved_tensors, ctx.ends
-        grad_a = _EdgeSum.apply(grad, b, target, source) if ctx.needs_input_grad[0] else None
-        grad_b = _EdgeSum.apply(grad, a, source, target) if ctx.needs_input_grad[1] else None
+        grad_a = _sum(grad, b, target, source) if ctx.needs_input_grad[0] else None
+        grad_b = _sum(grad, a, source, target) if ctx.needs_input_grad[1] else None
         return grad_a, grad_b, None, None
 
 
@@ -93,9 +93,24 @@ class _EdgeSum(_EdgeFunction):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (weight, b), (target, source) = ctx.saved_tensors, ctx.ends
-        grad_weight = _EdgeDot.apply(grad, b, target, source) if ctx.needs_input_grad[0] else None
-        grad_b = _EdgeSum.apply(weight, grad, source, target) if ctx.needs_input_grad[1] else None
+        grad_weight = _dot(grad, b, target, source) if ctx.needs_input_grad[0] else None
+        grad_b = _sum(weight, grad, source, target) if ctx.needs_input_grad[1] else None
         return grad_weight, grad_b, None, None
+
+
+def _dot(a: Tensor, b: Tensor, target: Ends, source: Ends) -> Tensor:
+    if is_eager(a) and is_eager(b):
+        return _EdgeDot.apply(a, b, target, source)
+    return (a[target.node] * b[source.node]).sum(-1)
+
+
+def _sum(weight: Tensor, b: Tensor, target: Ends, source: Ends) -> Tensor:
+    if is_eager(weight) and is_eager(b):
+        return _EdgeSum.apply(weight, b, target, source)
+    messages = weight.unsqueeze(-1) * b[source.node]
+    return messages.new_zeros(target.num_nodes, *messages.shape[1:]).index_add(
+        0, target.node, messages
+    )
 
 
 def is_worthwhile(edge_index: Any, value: Tensor) -> bool:
@@ -148,14 +163,14 @@ def edge_attention(
     order = target.argsort(stable=True)
     sources = Ends(source[order], key.size(0))
     targets = Ends(target[order], query.size(0), is_sorted=True)
-    logits = _EdgeDot.apply(query, key, targets, sources) * query.size(-1) ** -0.5
+    logits = _dot(query, key, targets, sources) * query.size(-1) ** -0.5
     if bias is not None:
         logits = logits + bias[order]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float))
     # PyG's softmax has no second derivative over sorted edges, and is slow over unsorted ones.
     largest = torch.segment_reduce(logits.detach(), "max", offsets=targets.ptr)
     weight = (logits - F.embedding(targets.node, largest)).exp()
-    total = _EdgeSum.apply(weight, weight.new_ones(*key.shape[:2], 1), targets, sources).squeeze(2)
+    total = _sum(weight, weight.new_ones(*key.shape[:2], 1), targets, sources).squeeze(2)
     alpha = (weight / F.embedding(targets.node, total)).to(value.dtype)
-    out = _EdgeSum.apply(F.dropout(alpha, dropout), value, targets, sources)
+    out = _sum(F.dropout(alpha, dropout), value, targets, sources)
     return out, alpha.new_empty(alpha.shape).index_copy(0, order, alpha)

@@ -204,9 +204,11 @@ class PGNN(nn.Module):
         batch, backbone_scores, backbone_logits = None, None, None
         if self.backbone_decoder is not None:
             backbone_scores, backbone_logits = self.backbone_decoder(features)
-            if node_class is None and tags is not None and self._takes_classes_from_maps():
+            grid = self.builder.grid  # boxes have classes of their own
+            from_maps = self.node_classes == "maps" and self.config["class_embedding"] is not None
+            if node_class is None and tags is not None and from_maps and grid is not None:
                 maps = activate(backbone_scores.detach(), self.activation, tags)
-                node_class = patch_class(maps, self.builder.grid)
+                node_class = patch_class(maps, grid)
             if self.top_k is not None:
                 boxes, box_class = (
                     None if part is None else [own[: self.top_k] for own in part]
@@ -231,11 +233,6 @@ class PGNN(nn.Module):
         scores, logits = self.decoder(features)
         attention = activate(scores, self.activation, tags)
         return PGNNOutput(attention, logits, backbone_logits, batch, scores, backbone_scores)
-
-    def _takes_classes_from_maps(self) -> bool:
-        """Whether classes do something and are not given: boxes have classes of their own."""
-        has_classes = self.config["class_embedding"] is not None
-        return has_classes and self.node_classes == "maps" and self.builder.grid is not None
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if self.class_embedding is not None and f"{prefix}class_embedding.weight" not in state_dict:

@@ -227,6 +227,19 @@ def test_forward_derivatives(path, positions):
 
 @pytest.mark.usefixtures("_least")
 @pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("positions", [(), (2,)])
+def test_many_gradients_at_once(path, positions):
+    conv, x = layer_and_nodes(positions)
+    kwargs = PATHS[path] | CLASSES
+    many, each = (
+        torch.autograd.functional.jacobian(lambda x: conv(x, **kwargs), x, vectorize=vectorize)
+        for vectorize in (True, False)
+    )
+    torch.testing.assert_close(many, each)
+
+
+@pytest.mark.usefixtures("_least")
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("positions", [(), (9,)])
 def test_fake_tensors(path, positions):
     conv, x = layer_and_nodes(positions)
