@@ -94,6 +94,18 @@ class Backbone(nn.Module):
         height, width = levels[-1].shape[-2:]
         return [F.adaptive_avg_pool2d(level, (height, width)) for level in levels]
 
+    def last_two(self, images: Tensor) -> list[Tensor]:
+        """Return the outputs of the last two stages for images in :math:`[0, 1]`.
+
+        Each is at its own stride and not scaled; which stages are frozen makes no difference.
+        """
+        x = (images - self.mean) / self.std
+        levels: list[Tensor] = []
+        for stage in self.stages:
+            x = stage(x)
+            levels = [*levels[-1:], x]
+        return [levels[0], self._finish(levels[1])]
+
     def _finish(self, x: Tensor) -> Tensor:
         """Do what follows the last stage."""
         return x

@@ -1,0 +1,168 @@
+r"""Message passing over all photos of a data set: layers on batches of patch graphs.
+
+Each photo is one complete graph. Its nodes are the single positions of its feature map, or the
+cells of a coarser grid. :class:`~pgnn_geo.graph.PatchGraphBuilder` makes the
+:class:`~torch_geometric.data.Batch`, layers carry class evidence from node to node, and
+:func:`~pgnn_geo.graph.stitch` lays the nodes back to maps.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch
+from torch_geometric.utils import scatter
+
+from pgnn_geo.graph import PatchGraphBuilder, stitch
+from pgnn_geo.labels.tagged_maps import TaggedMaps
+from pgnn_geo.nn import ClassPrototypes, CongenericPropagation
+
+#: Photos whose features are in memory at a time. With 16 the system's page faults for fresh memory
+#: take several times as long as the prototypes' arithmetic.
+CHUNK = 4
+
+
+class Features(Protocol):
+    """Feature maps :math:`(M, C, h, w)` that are read some photos at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """:math:`(M, C, h, w)`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Tensor) -> Tensor: ...
+
+
+class PhotoGraphs(NamedTuple):
+    """The graphs of a few photos, one each."""
+
+    photos: Tensor  #: numbers of the photos :math:`(b)`
+    batch: Batch  #: their graphs, :math:`V` nodes in all
+    x: Tensor  #: what nodes are compared by :math:`(V, C)`: the mean feature of their positions
+    tags: Tensor  #: tags of each node's photo :math:`(V, K)`, bool
+
+    def nodes(self, maps: Tensor) -> Tensor:
+        """Return maps :obj:`[b, K, h, w]` as values of the nodes :obj:`[V, K]`."""
+        builder = PatchGraphBuilder(grid=self.batch.shared_geometry().grid)
+        return _means(builder(maps.to(self.x.device), group=1))
+
+    def maps(self, values: Tensor) -> Tensor:
+        """Return values of the nodes :obj:`[V, K]` as maps :obj:`[b, K, h, w]`."""
+        batch = self.batch.clone()
+        batch.x = values[:, :, None, None].expand(-1, -1, *self.batch.x.shape[2:])
+        return stitch(batch)
+
+    def normalized(self, values: Tensor) -> Tensor:
+        """Divide values of the nodes :obj:`[V, K]` by their maximum in each photo."""
+        image = self.batch.image_batch
+        peak = scatter(values, image, 0, len(self.photos), reduce="max")
+        return values / peak.clamp(min=torch.finfo(values.dtype).tiny)[image]
+
+
+#: A step of message passing: from the graphs and the evidence at their nodes :obj:`[V, K]`, in
+#: :math:`[0, 1]`, to new evidence of any positive scale; only that of the photos' tags is kept.
+Step = Callable[[PhotoGraphs, Tensor], Tensor]
+
+
+def photo_graphs(
+    features: Features, tags: Tensor, grid: int | None = None, device: torch.device | str = "cpu"
+) -> Iterator[PhotoGraphs]:
+    """Yield the graphs of all photos, a few at a time.
+
+    Args:
+        features (Features): The feature maps, squares.
+        tags (torch.Tensor): Multi-hot tags :obj:`[M, K]`.
+        grid (int, optional): Patches per side; single positions if not given.
+        device (torch.device or str): Where the graphs are wanted. (default: :obj:`"cpu"`)
+    """
+    builder = PatchGraphBuilder(grid=grid or features.shape[-1])
+    for photos in torch.arange(len(features)).split(CHUNK):
+        batch = builder(features[photos].to(device), group=1)
+        image_tags = tags[photos].bool().to(device)
+        yield PhotoGraphs(photos, batch, _means(batch), image_tags[batch.image_batch])
+
+
+def _means(batch: Batch) -> Tensor:
+    x: Tensor = batch.x
+    return x.flatten(1) if x.shape[2:] == (1, 1) else x.mean(dim=(2, 3))
+
+
+@torch.no_grad()
+def complete(
+    features: Features,
+    start: TaggedMaps,
+    steps: Sequence[Step],
+    grid: int | None = None,
+    device: torch.device | str = "cpu",
+) -> TaggedMaps:
+    """Take the evidence of all photos through steps of message passing, one photo at a time.
+
+    The evidence is divided by its maximum in each photo and class after every step. Memory does not
+    grow with the number of photos, but for the maps.
+
+    Args:
+        features (Features): Features of all photos.
+        start (TaggedMaps): Their evidence to begin with.
+        steps (sequence of Step): For example :func:`within` of a layer.
+        grid, device: See :func:`photo_graphs`.
+    """
+    rows = torch.empty_like(start.maps)
+    for graphs in photo_graphs(features, start.tags, grid, device):
+        values = graphs.nodes(start.dense(graphs.photos))
+        for step in steps:
+            values = graphs.normalized(step(graphs, values) * graphs.tags)
+        start.put(rows, graphs.photos, graphs.maps(values))
+    return start.with_maps(rows)
+
+
+def within(layer: CongenericPropagation) -> Step:
+    """The step in which a node collects evidence from the similar nodes of its photo."""
+
+    def step(graphs: PhotoGraphs, values: Tensor) -> Tensor:
+        return layer(values, graphs.x, batch=graphs.batch.batch)
+
+    return step
+
+
+def from_prototypes(prototypes: ClassPrototypes) -> Step:
+    """The step in which a node reads the prototypes of its classes."""
+
+    def step(graphs: PhotoGraphs, values: Tensor) -> Tensor:
+        return prototypes.score(graphs.x)
+
+    return step
+
+
+def fit_prototypes(
+    features: Features,
+    start: TaggedMaps,
+    mean: Tensor,
+    threshold: float = 0.3,
+    grid: int | None = None,
+    device: torch.device | str = "cpu",
+) -> ClassPrototypes:
+    """Return one more node per class, to which the nodes of all photos have passed their features.
+
+    Args:
+        features (Features): Features of all photos.
+        start (TaggedMaps): The evidence that weighs them.
+        mean (torch.Tensor): Their mean :obj:`[C]`, see :func:`mean_features`.
+        threshold (float): See :class:`~pgnn_geo.nn.ClassPrototypes`. (default: :obj:`0.3`)
+        grid, device: See :func:`photo_graphs`.
+    """
+    prototypes = ClassPrototypes(start.tags.size(1), features.shape[1], threshold, mean).to(device)
+    for graphs in photo_graphs(features, start.tags, grid, device):
+        values = graphs.nodes(start.dense(graphs.photos))
+        prototypes.update(graphs.x, values, graphs.tags.to(values))
+    return prototypes
+
+
+def mean_features(features: Features, device: torch.device | str = "cpu") -> Tensor:
+    """Return the mean feature of every photo, :obj:`[M, C]`, on the CPU."""
+    means = [
+        features[photos].to(device).mean(dim=(2, 3)).cpu()
+        for photos in torch.arange(len(features)).split(CHUNK)
+    ]
+    return torch.cat(means)
