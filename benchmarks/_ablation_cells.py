@@ -14,18 +14,18 @@ import torch.nn.functional as F
 from _ablation_plan import Planned, describe
 from torch import Tensor
 
-from pgnn_geo.checkpoint import load_attention_model
-from pgnn_geo.config import DataConfig
+from pgnn_geo.app.pipeline import train
+from pgnn_geo.boxes import PhotoBoxes
+from pgnn_geo.boxes.patches import make_boxes
 from pgnn_geo.datasets import TaggedDataset
-from pgnn_geo.detect import PhotoBoxes
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import first_difference, write_json
-from pgnn_geo.labels.features import View
-from pgnn_geo.labels.inference import attention_maps
+from pgnn_geo.features.views import View
+from pgnn_geo.io.checkpoint import load_attention_model
+from pgnn_geo.io.files import first_difference, write_json
+from pgnn_geo.io.run_folder import claim_folder, progress
+from pgnn_geo.labels.maps import attention_maps
 from pgnn_geo.metrics import BackgroundSweep, SegmentationScores
-from pgnn_geo.patches import make_boxes
-from pgnn_geo.pipeline import train
-from pgnn_geo.run_folder import claim_folder, progress
 from pgnn_geo.training.stems import stem_banks
 
 BACKGROUNDS = tuple(round(0.05 * i, 2) for i in range(1, 20))

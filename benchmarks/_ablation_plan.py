@@ -1,7 +1,7 @@
 """What the ablation trains, which maps it takes, and which rows its tables have: all of it data.
 
-A row is a *variant* (a change of :class:`~pgnn_geo.config.RunConfig`, trained once per seed) and
-*maps* (a change of :class:`~pgnn_geo.labels.inference.MapConfig`, inferred from what was trained).
+A row is a *variant* (a change of :class:`~pgnn_geo.app.config.RunConfig`, trained once per seed)
+and *maps* (a change of :class:`~pgnn_geo.labels.maps.MapConfig`, inferred from what was trained).
 Variants that come out equal are trained once, whatever they are called.
 """
 
@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from pgnn_geo.config import BoxConfig, ModelConfig, ModelName, RunConfig
-from pgnn_geo.labels.inference import MapConfig
+from pgnn_geo.app.config import ModelConfig, ModelName, RunConfig
+from pgnn_geo.boxes.config import BoxConfig
+from pgnn_geo.labels.maps import MapConfig
 
 Change = Callable[[RunConfig], RunConfig]
 
@@ -117,22 +118,16 @@ AFTER = {"source": "graph", "propagate": "none"}
 
 def kinds() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield name, title and changes of the propagation's variants."""
-    counts = {"within": (0,), "group": (3, 10), "prototypes": (0,), "both": (0, 3, 10)}
-    for kind, partners in ((kind, count) for kind, many in counts.items() for count in many):
-        several = kind in ("group", "both")
-        name, title = f"{kind}{partners}", f"{kind}, {partners} partners"
-        if not several:
-            name = title = kind
-        plain = {"propagate": kind, "propagation_partners": partners}
+    for kind in ("within", "prototypes", "both"):
+        plain = {"propagate": kind}
         if kind == "prototypes":  # the linear form has no exponent
-            yield name, title, plain
+            yield kind, kind, plain
         else:
             for power in (2, 1):
                 change = {**plain, "propagation_power": float(power)}
-                yield f"{name}-p{power}", f"{title}, power {power}", change
-        if partners == 0:
-            change = {**plain, "propagation_features": "trained"}
-            yield f"{name}-trained", f"{title}, trained features", change
+                yield f"{kind}-p{power}", f"{kind}, power {power}", change
+        change = {**plain, "propagation_features": "trained"}
+        yield f"{kind}-trained", f"{kind}, trained features", change
 
 
 PROPAGATIONS = {name: (title, change) for name, title, change in kinds()}

@@ -11,7 +11,7 @@ from typing import Any
 from _ablation_plan import TABLES, Plan, Planned, Row, Table
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import atomic_write, write_json
+from pgnn_geo.io.files import atomic_write, write_json
 
 MEASURES = ("miou", "precision", "recall")
 Cell = dict[str, Any]

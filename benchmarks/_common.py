@@ -20,7 +20,7 @@ import torch
 import torch_geometric
 from torch import Tensor
 
-from pgnn_geo.files import atomic_write
+from pgnn_geo.io.files import atomic_write
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

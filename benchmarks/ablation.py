@@ -25,13 +25,14 @@ from _ablation_plan import FILE_VARIANT, TABLES, Plan, Planned
 from _ablation_report import write_report
 from _common import machine
 
-from pgnn_geo.config import DataConfig, ModelConfig, RunConfig
+from pgnn_geo.app.config import ModelConfig, RunConfig
+from pgnn_geo.boxes.patches import read_boxes
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import write_json
-from pgnn_geo.patches import read_boxes
+from pgnn_geo.io.files import write_json
+from pgnn_geo.io.run_folder import claim_folder, console
 from pgnn_geo.precision import default_device
-from pgnn_geo.preflight import find_problems, raise_problems
-from pgnn_geo.run_folder import claim_folder, console
+from pgnn_geo.training.preflight import find_problems, raise_problems
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,19 +17,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from pgnn_geo.checkpoint import load_attention_model
-from pgnn_geo.config import DataConfig
-from pgnn_geo.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
+from pgnn_geo.app.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
+from pgnn_geo.boxes import AttentionBoxConfig, AttentionBoxes, BoxFile, BoxSource
+from pgnn_geo.boxes.attention_boxes import ScoreName
+from pgnn_geo.boxes.evaluation import evaluate_boxes, true_boxes
 from pgnn_geo.datasets import TaggedDataset
-from pgnn_geo.detect import AttentionBoxConfig, AttentionBoxes, BoxFile, BoxSource
-from pgnn_geo.detect.attention_boxes import ScoreName
-from pgnn_geo.detect.evaluation import evaluate_boxes, true_boxes
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import atomic_write, write_json
-from pgnn_geo.labels.inference import MapConfig, attention_maps
+from pgnn_geo.io.checkpoint import load_attention_model
+from pgnn_geo.io.files import atomic_write, write_json
+from pgnn_geo.io.run_folder import progress
+from pgnn_geo.labels.maps import MapConfig, attention_maps
 from pgnn_geo.nn import PGNN
 from pgnn_geo.precision import default_device
-from pgnn_geo.run_folder import progress
 from pgnn_geo.training.attention import COMPLETION
 
 

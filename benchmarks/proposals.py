@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from pgnn_geo.boxes import ProposalConfig, proposal_recall, selective_search, true_boxes
 from pgnn_geo.datasets import VOC2012
-from pgnn_geo.detect import ProposalConfig, proposal_recall, selective_search, true_boxes
-from pgnn_geo.files import atomic_write
+from pgnn_geo.io.files import atomic_write
 
 HEAD = "| mode | long side | boxes (median) | processor s | s | recall 0.5 | recall 0.7 |"
 

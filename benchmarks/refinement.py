@@ -23,18 +23,19 @@ import torch
 from _common import machine
 from torch import Tensor
 
-from pgnn_geo.checkpoint import load_attention_model
-from pgnn_geo.config import DataConfig, LabelConfig
-from pgnn_geo.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
+from pgnn_geo.app.config import LabelConfig
+from pgnn_geo.app.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
+from pgnn_geo.app.evaluation import evaluate
+from pgnn_geo.app.pipeline import label_images
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
-from pgnn_geo.evaluation import evaluate
-from pgnn_geo.files import atomic_write
-from pgnn_geo.labels.inference import attention_maps
+from pgnn_geo.io.checkpoint import load_attention_model
+from pgnn_geo.io.files import atomic_write
+from pgnn_geo.io.masks import save_mask
+from pgnn_geo.io.run_folder import console, progress
+from pgnn_geo.labels.maps import attention_maps
 from pgnn_geo.labels.refine import RefinementName
-from pgnn_geo.masks import save_mask
-from pgnn_geo.pipeline import label_images
-from pgnn_geo.run_folder import console, progress
 
 COLUMNS = ("refine", "background", "mIoU", "gain", "P", "R", "photos/s")
 

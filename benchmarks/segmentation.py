@@ -24,14 +24,15 @@ from typing import Any, Literal, NamedTuple
 from _common import machine
 from jsonargparse import auto_cli
 
-from pgnn_geo import stage2
-from pgnn_geo.cli_parser import Parser
-from pgnn_geo.config import DataConfig, SegmentationNetworkConfig, Stage2Config
-from pgnn_geo.config_changes import SegmentationTrainingConfigChanges, recipe_with
+from pgnn_geo.app import stage2
+from pgnn_geo.app.cli_parser import Parser
+from pgnn_geo.app.config import SegmentationNetworkConfig, Stage2Config
+from pgnn_geo.app.config_changes import SegmentationTrainingConfigChanges, recipe_with
+from pgnn_geo.app.evaluation import evaluate
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
-from pgnn_geo.evaluation import evaluate
-from pgnn_geo.files import atomic_write, write_json
-from pgnn_geo.run_folder import console
+from pgnn_geo.io.files import atomic_write, write_json
+from pgnn_geo.io.run_folder import console
 from pgnn_geo.training.segmentation import RecipeName
 
 MutualName = Literal["off", "literal", "tags"]

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from pgnn_geo.boxes import ImageBoxes, write_boxes
 from pgnn_geo.datasets import VOC_CLASSES
-from pgnn_geo.detect import ImageBoxes, write_boxes
 from pgnn_geo.errors import InputError
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.ledger import SupervisionLedger
 
 ALLOWED = {
     *(

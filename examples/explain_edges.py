@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 from torch_geometric.explain import AttentionExplainer, Explainer
 
 from pgnn_geo import complete_edge_index
-from pgnn_geo.checkpoint import load_attention_model
 from pgnn_geo.datasets import (
     VOC2012,
     ClassGroupSampler,
@@ -29,6 +28,7 @@ from pgnn_geo.datasets import (
     TrainTransform,
     collate_groups,
 )
+from pgnn_geo.io.checkpoint import load_attention_model
 from pgnn_geo.losses import classification_loss
 from pgnn_geo.nn import PGNN
 

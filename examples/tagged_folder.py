@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from lightning.pytorch import seed_everything
 
-from pgnn_geo.checkpoint import save_attention_model
 from pgnn_geo.datasets import TaggedFolder
-from pgnn_geo.files import write_json
+from pgnn_geo.io.checkpoint import save_attention_model
+from pgnn_geo.io.files import write_json
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.io.masks import save_mask
 from pgnn_geo.labels import MapConfig, attention_maps, seed_labels
-from pgnn_geo.ledger import SupervisionLedger
-from pgnn_geo.masks import save_mask
 from pgnn_geo.nn import PGNN
 from pgnn_geo.training.attention import AttentionTrainingConfig, train_attention
 from pgnn_geo.viz import overlay, overlay_sheet

@@ -9,6 +9,7 @@ with _warnings.catch_warnings():  # a note to PyG's developers that newer torch 
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph import GroupData, PatchGraphBuilder, complete_edge_index, stitch
+from pgnn_geo.inference import Segmenter
 from pgnn_geo.labels import AttentionStore, mutual_complement
 from pgnn_geo.losses import SoftComplementaryLoss
 from pgnn_geo.nn import (
@@ -20,7 +21,6 @@ from pgnn_geo.nn import (
     ComplementaryConv,
     CongenericPropagation,
 )
-from pgnn_geo.segmenter import Segmenter
 
 __version__ = _version("pgnn-geo")
 

@@ -15,10 +15,11 @@ import pytest
 import torch
 from scripts import BENCHMARKS, run_benchmark
 
-from pgnn_geo.checkpoint import load_attention_model
-from pgnn_geo.config import DataConfig, RunConfig
+from pgnn_geo.app.config import RunConfig
 from pgnn_geo.datasets import VOC2012
-from pgnn_geo.labels.inference import attention_maps
+from pgnn_geo.datasets.config import DataConfig
+from pgnn_geo.io.checkpoint import load_attention_model
+from pgnn_geo.labels.maps import attention_maps
 from pgnn_geo.labels.seeds import seed_labels
 from pgnn_geo.metrics import ConfusionMatrix
 

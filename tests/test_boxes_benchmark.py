@@ -8,11 +8,11 @@ import pytest
 import torch
 from scripts import run_benchmark
 
-from pgnn_geo.checkpoint import save_attention_model
+from pgnn_geo.boxes import AttentionBoxes, evaluate_boxes, true_boxes, write_boxes
 from pgnn_geo.datasets import VOC2012
-from pgnn_geo.detect import AttentionBoxes, evaluate_boxes, true_boxes, write_boxes
+from pgnn_geo.io.checkpoint import save_attention_model
+from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.labels import MapConfig, attention_maps
-from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.nn import PGNN
 
 measure = partial(run_benchmark, "boxes")

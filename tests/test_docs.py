@@ -13,9 +13,9 @@ import torch
 from jsonargparse import capture_parser
 from PIL import Image
 
-from pgnn_geo import cli
+from pgnn_geo.app import cli
 from pgnn_geo.datasets import VOC_CLASSES
-from pgnn_geo.masks import save_mask
+from pgnn_geo.io.masks import save_mask
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))

@@ -9,10 +9,10 @@ from typing import Protocol
 
 import pytest
 
-from pgnn_geo.checkpoint import load_attention_model
 from pgnn_geo.datasets import SHAPES_CLASSES, Shapes
 from pgnn_geo.errors import InputError
-from pgnn_geo.masks import load_mask
+from pgnn_geo.io.checkpoint import load_attention_model
+from pgnn_geo.io.masks import load_mask
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TINY = "--backbone vgg_tiny --weights none --freeze-stages 0 --size 64 --epochs 1".split()

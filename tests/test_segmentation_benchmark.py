@@ -11,7 +11,7 @@ import torch
 from scripts import run_benchmark
 
 from pgnn_geo.datasets import VOC2012
-from pgnn_geo.masks import load_mask, save_mask
+from pgnn_geo.io.masks import load_mask, save_mask
 from pgnn_geo.metrics import ConfusionMatrix
 
 TINY = [

@@ -8,10 +8,11 @@ from pgnn_geo.datasets.groups import (
     collate_groups,
     partner_groups,
 )
-from pgnn_geo.datasets.labels import VOC_CLASSES, select_classes
+from pgnn_geo.datasets.labels import select_classes
 from pgnn_geo.datasets.shapes import SHAPES_CLASSES, Shapes
 from pgnn_geo.datasets.transforms import EvalTransform, SquareTransform, TrainTransform
 from pgnn_geo.datasets.voc import VOC2012
+from pgnn_geo.io.masks import VOC_CLASSES
 
 __all__ = [
     "SHAPES_CLASSES",

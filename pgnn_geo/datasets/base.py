@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F
 
 from pgnn_geo.datasets.labels import first_of
 from pgnn_geo.errors import InputError
-from pgnn_geo.masks import IGNORE, load_mask
+from pgnn_geo.io.masks import IGNORE, load_mask
 
 Item = dict[str, Any]
 Transform = Callable[[Item], Item]

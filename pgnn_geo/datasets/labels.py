@@ -11,13 +11,7 @@ import torch
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.masks import IGNORE, load_mask
-
-VOC_CLASSES: tuple[str, ...] = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person"),
-    *("pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
+from pgnn_geo.io.masks import IGNORE, load_mask
 
 
 def first_of(names: Iterable[str], limit: int = 5) -> str:

@@ -18,8 +18,8 @@ from PIL import Image
 from pgnn_geo.datasets.base import Transform
 from pgnn_geo.datasets.voc import VOC2012
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import write_json
-from pgnn_geo.masks import save_mask
+from pgnn_geo.io.files import write_json
+from pgnn_geo.io.masks import save_mask
 
 SHAPES_CLASSES: tuple[str, ...] = ("fish", "bird", "beetle", "tree", "house")
 

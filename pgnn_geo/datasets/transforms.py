@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from pgnn_geo.datasets.base import Item
 from pgnn_geo.errors import InputError
-from pgnn_geo.masks import IGNORE
+from pgnn_geo.io.masks import IGNORE
 
 MEAN_RGB = (0.485, 0.456, 0.406)
 """ImageNet's mean colour, the padding: close to zero once a backbone has normalised it."""

@@ -10,7 +10,6 @@ from torchvision.datasets import VOCSegmentation
 
 from pgnn_geo.datasets.base import TaggedDataset, Transform
 from pgnn_geo.datasets.labels import (
-    VOC_CLASSES,
     first_of,
     multi_hot,
     read_tag_csv,
@@ -19,6 +18,7 @@ from pgnn_geo.datasets.labels import (
     select_classes,
 )
 from pgnn_geo.errors import InputError
+from pgnn_geo.io.masks import VOC_CLASSES
 
 _AUGMENTED = ("train_aug", "trainaug")
 

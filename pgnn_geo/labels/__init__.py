@@ -1,8 +1,7 @@
 """From attention maps to pseudo-labels."""
 
 from pgnn_geo.labels.attention_store import AttentionStore
-from pgnn_geo.labels.export import read_coco, write_coco, write_voc_submission
-from pgnn_geo.labels.inference import MapConfig, attention_maps
+from pgnn_geo.labels.maps import MapConfig, attention_maps
 from pgnn_geo.labels.mutual import mutual_complement
 from pgnn_geo.labels.refine import DenseCRF, PixelAdaptiveRefinement, build_refinement
 from pgnn_geo.labels.seeds import background_score, refined_labels, seed_labels
@@ -16,9 +15,6 @@ __all__ = [
     "background_score",
     "build_refinement",
     "mutual_complement",
-    "read_coco",
     "refined_labels",
     "seed_labels",
-    "write_coco",
-    "write_voc_submission",
 ]

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import atomic_write
 from pgnn_geo.graph.geometry import patch_class
+from pgnn_geo.io.files import atomic_write
 
 POLICIES = ("last", "max", "ema")
 DTYPES = ("uint8", "float16")

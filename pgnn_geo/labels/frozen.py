@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.labels.evidence import fit_tag_evidence
-from pgnn_geo.labels.graphs import (
+from pgnn_geo.labels.position_classifier import (
+    Positions,
+    confident_labels,
+    fit_position_classifier,
+    position_maps,
+)
+from pgnn_geo.labels.propagation import (
     Features,
     PhotoGraphs,
     Step,
@@ -26,12 +32,6 @@ from pgnn_geo.labels.graphs import (
     mean_features,
     photo_graphs,
     within,
-)
-from pgnn_geo.labels.position_classifier import (
-    Positions,
-    confident_labels,
-    fit_position_classifier,
-    position_maps,
 )
 from pgnn_geo.labels.tagged_maps import TaggedMaps
 from pgnn_geo.nn import ClassPrototypes, CongenericPropagation

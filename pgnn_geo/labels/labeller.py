@@ -10,7 +10,13 @@ import torch
 
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
-from pgnn_geo.features import FeatureBank, FrozenFeatureConfig, Progress, frozen_features, no_progress
+from pgnn_geo.features import (
+    FeatureBank,
+    FrozenFeatureConfig,
+    Progress,
+    frozen_features,
+    no_progress,
+)
 from pgnn_geo.features.views import digest_of_tensors
 from pgnn_geo.io.tensor_folder import load_tensors, read_tensor_folder, write_tensor_folder
 from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, fit_evidence

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.masks import IGNORE
+from pgnn_geo.io.masks import IGNORE
 
 
 def mutual_complement(

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.masks import IGNORE
+from pgnn_geo.io.masks import IGNORE
 
 
 class SeedingLoss(nn.Module):

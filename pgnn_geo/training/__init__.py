@@ -1,13 +1,11 @@
-"""Training with Lightning: stage 1, stage 2, detectors, callbacks."""
+"""Training with Lightning: stage 1, stage 2, callbacks."""
 
-from pgnn_geo.training.adjuster import AdjusterTrainingConfig, train_adjuster
 from pgnn_geo.training.attention import (
     AttentionModule,
     AttentionTrainingConfig,
     train_attention,
 )
 from pgnn_geo.training.complementary import ComplementaryConfig
-from pgnn_geo.training.detector import DetectorModule, DetectorTrainingConfig, train_detector
 from pgnn_geo.training.mutual import MutualComplement
 from pgnn_geo.training.segmentation import (
     RECIPES,
@@ -21,12 +19,9 @@ from pgnn_geo.training.stems import StemDataset, group_loader
 
 __all__ = [
     "RECIPES",
-    "AdjusterTrainingConfig",
     "AttentionModule",
     "AttentionTrainingConfig",
     "ComplementaryConfig",
-    "DetectorModule",
-    "DetectorTrainingConfig",
     "MutualComplement",
     "SegmentationData",
     "SegmentationModule",
@@ -34,8 +29,6 @@ __all__ = [
     "StemDataset",
     "group_loader",
     "segmentation_loss",
-    "train_adjuster",
     "train_attention",
-    "train_detector",
     "train_segmentation",
 ]

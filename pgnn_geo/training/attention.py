@@ -11,12 +11,12 @@ from rich.console import Console
 from torch import Tensor
 
 from pgnn_geo.datasets import TaggedDataset
-from pgnn_geo.detect.photo_boxes import PhotoBoxes
 from pgnn_geo.errors import InputError
+from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.graph.geometry import patch_class
+from pgnn_geo.graph.node_boxes import NodeBoxes
 from pgnn_geo.labels import AttentionStore
-from pgnn_geo.labels.features import Progress, no_progress
-from pgnn_geo.labels.inference import MapConfig
+from pgnn_geo.labels.maps import MapConfig
 from pgnn_geo.losses import SeedingLoss, classification_loss
 from pgnn_geo.nn import PGNN, PGNNOutput
 from pgnn_geo.precision import Precision
@@ -117,7 +117,7 @@ class AttentionModule(LightningModule):
         config (AttentionTrainingConfig): Hyper-parameters.
         previous (PreviousMaps, optional): The previous epoch's maps, which the mode
             :obj:`"erase"` needs. (default: :obj:`None`)
-        boxes (PhotoBoxes, optional): The boxes of all photos, for a network whose nodes they are.
+        boxes (NodeBoxes, optional): The boxes of all photos, for a network whose nodes they are.
             (default: :obj:`None`)
 
     Raises:
@@ -129,7 +129,7 @@ class AttentionModule(LightningModule):
         model: PGNN,
         config: AttentionTrainingConfig,
         previous: PreviousMaps | None = None,
-        boxes: PhotoBoxes | None = None,
+        boxes: NodeBoxes | None = None,
     ):
         super().__init__()
         self.model = model
@@ -243,7 +243,7 @@ def train_attention(
     name: str = "attention",
     console: Console | None = None,
     progress: Progress = no_progress,
-    boxes: PhotoBoxes | None = None,
+    boxes: NodeBoxes | None = None,
 ) -> PGNN:
     """Train :obj:`model` on a data set's tags; a run that was cut off goes on where it stopped.
 
@@ -259,7 +259,7 @@ def train_attention(
         name (str): How progress lines call it. (default: :obj:`"attention"`)
         console (rich.console.Console, optional): Where progress lines go.
         progress (callable, optional): Progress display of the frozen stages.
-        boxes (PhotoBoxes, optional): The photos' boxes, for a network whose nodes they are; there
+        boxes (NodeBoxes, optional): The photos' boxes, for a network whose nodes they are; there
             may be photos without any.
 
     Returns:

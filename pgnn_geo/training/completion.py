@@ -7,10 +7,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from pgnn_geo.datasets import TaggedDataset
-from pgnn_geo.detect.photo_boxes import PhotoBoxes
+from pgnn_geo.features.views import Progress, no_progress
+from pgnn_geo.graph.node_boxes import NodeBoxes
 from pgnn_geo.labels import AttentionStore
-from pgnn_geo.labels.features import Progress, no_progress
-from pgnn_geo.labels.inference import MapConfig, attention_maps
+from pgnn_geo.labels.maps import MapConfig, attention_maps
 from pgnn_geo.nn import PGNN
 from pgnn_geo.training.stems import empty_store, tags_of
 
@@ -31,7 +31,7 @@ class MapCompletion(Callback):
         progress (callable, optional): Progress display.
         node_classes (bool): Whether the graph's nodes have classes from then on.
             (default: :obj:`False`)
-        boxes (PhotoBoxes, optional): The photos' boxes, if they are the graph's nodes.
+        boxes (NodeBoxes, optional): The photos' boxes, if they are the graph's nodes.
             (default: :obj:`None`)
     """
 
@@ -44,7 +44,7 @@ class MapCompletion(Callback):
         stem_folder: Path,
         progress: Progress = no_progress,
         node_classes: bool = False,
-        boxes: PhotoBoxes | None = None,
+        boxes: NodeBoxes | None = None,
     ) -> None:
         self.dataset = dataset
         self.epochs = epochs

@@ -9,16 +9,16 @@ from torch import Tensor
 
 from pgnn_geo.datasets import Item, TaggedDataset
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import write_json
-from pgnn_geo.labels.features import Progress, no_progress
+from pgnn_geo.features.views import Progress, no_progress
+from pgnn_geo.io.files import write_json
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.io.masks import save_mask
 from pgnn_geo.labels.mutual import mutual_complement
-from pgnn_geo.ledger import SupervisionLedger
-from pgnn_geo.masks import save_mask
 from pgnn_geo.metrics import ConfusionMatrix
 from pgnn_geo.nn.deeplab import DeepLabV2
+from pgnn_geo.nn.photo_views import evaluating, photo_views
 from pgnn_geo.nn.view_average import ViewAverage
 from pgnn_geo.precision import autocast
-from pgnn_geo.segmenter import Segmenter, evaluating
 from pgnn_geo.training.segmentation import SegmentationData, SegmentationModule
 from pgnn_geo.training.stem_crops import StemCrops
 
@@ -50,7 +50,7 @@ class MutualComplement(Callback):
             default every one does.
         truth (TaggedDataset, optional): The same photos with true masks, for measuring only.
         ledger (SupervisionLedger, optional): What the training is made from.
-        progress (callable, optional): See :data:`~pgnn_geo.labels.features.Progress`.
+        progress (callable, optional): See :data:`~pgnn_geo.features.views.Progress`.
 
     Raises:
         InputError: If an argument is out of range, tags are wanted and missing, or the truth is of
@@ -106,7 +106,6 @@ class MutualComplement(Callback):
             (folder / _RECORD).unlink(missing_ok=True)
         photos = self.data.dataset.with_transform(None)
         config, network = self.data.config, pl_module.network
-        segmenter = Segmenter(network, photos.classes, self.ledger, side=config.size)
         matrix = ConfusionMatrix(len(photos.classes), photos.classes)
         counts = torch.zeros(2, dtype=torch.long)  # pixels, and those that changed
         shard = range(trainer.global_rank, len(photos), trainer.world_size)
@@ -124,8 +123,8 @@ class MutualComplement(Callback):
                 item = photos[index]
                 before = item["mask"].as_subclass(Tensor)
                 if stems is None:
-                    image, side = item["image"].as_subclass(Tensor), segmenter.side
-                    views = segmenter.views(image, precision=config.precision, side=side)
+                    image, size = item["image"].as_subclass(Tensor), config.size
+                    views = photo_views(network, image, precision=config.precision, side=size)
                 else:
                     views = _stem_views(network, stems, index)
                 after = self._complement(views, item, before)

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from pgnn_geo.datasets import Item, TaggedDataset, TrainTransform
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.labels.features import Progress, no_progress
-from pgnn_geo.masks import IGNORE
+from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.views import Progress, no_progress
+from pgnn_geo.io.masks import IGNORE
 from pgnn_geo.nn.deeplab import DeepLabV2, HeadName, upsample_logits
 from pgnn_geo.precision import Precision, check_devices, resolve_precision
 from pgnn_geo.training.fitting import fit

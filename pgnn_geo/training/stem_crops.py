@@ -12,9 +12,9 @@ from torchvision.transforms.v2.functional import resize_image
 
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.labels.features import Progress, View, no_progress
-from pgnn_geo.masks import IGNORE
+from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.views import Progress, View, no_progress
+from pgnn_geo.io.masks import IGNORE
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision
 from pgnn_geo.training.stems import stem_banks
@@ -109,7 +109,7 @@ def padded_stems(
         dataset (TaggedDataset): The photos.
         folder (Path): Where the outputs are kept.
         size (int): Long side of the photos, and side of the square, in pixels.
-        precision, progress: See :func:`~pgnn_geo.labels.features.stem_bank`.
+        precision, progress: See :func:`~pgnn_geo.features.stems.stem_bank`.
     """
     views = (View(size, pad=True), View(size, flip=True, pad=True))
     return tuple(stem_banks(backbone, dataset, folder, views, precision, progress).values())

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pgnn_geo.datasets import ClassGroupSampler, TaggedDataset, TrainTransform, collate_groups
-from pgnn_geo.detect.photo_boxes import PhotoBoxes
 from pgnn_geo.errors import InputError
+from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.stems import stem_bank
+from pgnn_geo.features.views import Progress, View, no_progress
+from pgnn_geo.graph.node_boxes import NodeBoxes
 from pgnn_geo.labels import AttentionStore
-from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.labels.features import Progress, View, no_progress, stem_bank
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision, default_device
 
@@ -186,7 +187,7 @@ def stem_banks(
         dataset (TaggedDataset): The photos.
         folder (Path): Where the outputs are kept.
         views (iterable of View): How photos are seen.
-        precision, progress: See :func:`~pgnn_geo.labels.features.stem_bank`.
+        precision, progress: See :func:`~pgnn_geo.features.stems.stem_bank`.
     """
     backbone.to(default_device())
     return {view: stem_bank(backbone, dataset, folder, view, progress, precision) for view in views}
@@ -221,12 +222,12 @@ def photo_view(batch: dict[str, Any], sizes: Tensor) -> tuple[Tensor, Tensor, Te
     return index, batch["window"].cpu() * torch.stack([width, height, width, height], dim=1), flip
 
 
-def with_boxes(batch: dict[str, Any], boxes: PhotoBoxes | None, features: Tensor) -> dict[str, Any]:
+def with_boxes(batch: dict[str, Any], boxes: NodeBoxes | None, features: Tensor) -> dict[str, Any]:
     """Add :obj:`boxes` and :obj:`box_class` to a batch: those in what its feature maps show.
 
     Args:
         batch (dict): From :func:`group_loader`.
-        boxes (PhotoBoxes, optional): The boxes of all photos; without them nothing is added.
+        boxes (NodeBoxes, optional): The boxes of all photos; without them nothing is added.
         features (torch.Tensor): Feature maps :math:`(B, C, h, w)` of the batch.
     """
     if boxes is None:

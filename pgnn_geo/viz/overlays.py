@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import draw_segmentation_masks
 
-from pgnn_geo.files import atomic_write
-from pgnn_geo.masks import voc_palette
+from pgnn_geo.io.files import atomic_write
+from pgnn_geo.io.masks import voc_palette
 
 _TITLE = 18  # pixels above each column
 _LEGEND = 20

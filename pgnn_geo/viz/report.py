@@ -8,7 +8,7 @@ import torch
 from rich.table import Table
 
 from pgnn_geo.datasets import TaggedDataset
-from pgnn_geo.masks import load_mask
+from pgnn_geo.io.masks import load_mask
 from pgnn_geo.viz.overlays import overlay, overlay_sheet
 
 

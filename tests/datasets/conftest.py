@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pgnn_geo.datasets import VOC_CLASSES
-from pgnn_geo.masks import save_mask
+from pgnn_geo.io.masks import save_mask
 
 TREE_TAGS = {
     "2007_000001": ("cat", "person"),

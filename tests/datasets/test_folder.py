@@ -7,7 +7,7 @@ from PIL import Image
 
 from pgnn_geo.datasets import TaggedFolder
 from pgnn_geo.errors import InputError
-from pgnn_geo.masks import save_mask
+from pgnn_geo.io.masks import save_mask
 
 
 @pytest.fixture

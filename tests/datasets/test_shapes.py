@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pgnn_geo.datasets import SHAPES_CLASSES, VOC2012, Shapes
 from pgnn_geo.datasets.shapes import Scene, draw_scene
 from pgnn_geo.errors import InputError
-from pgnn_geo.masks import load_mask
+from pgnn_geo.io.masks import load_mask
 
 SMALL: dict[str, Any] = {"num_images": (20, 10), "size": 64}
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from pgnn_geo.datasets import VOC2012, VOC_CLASSES
 from pgnn_geo.errors import InputError
-from pgnn_geo.masks import load_mask, save_mask
+from pgnn_geo.io.masks import load_mask, save_mask
 
 SIX = ("cat", "cow", "dog", "horse", "person", "sheep")
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pgnn_geo.boxes import ImageBoxes, PhotoBoxes
 from pgnn_geo.datasets import Shapes
-from pgnn_geo.detect import ImageBoxes, PhotoBoxes
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels.inference import MapConfig
-from pgnn_geo.ledger import SupervisionLedger
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.labels.maps import MapConfig
 from pgnn_geo.nn import PGNN
 from pgnn_geo.training.attention import AttentionModule, AttentionTrainingConfig, train_attention
 

@@ -6,7 +6,7 @@ import torch
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.errors import InputError
 from pgnn_geo.labels import AttentionStore
-from pgnn_geo.labels.inference import MapConfig, attention_maps
+from pgnn_geo.labels.maps import MapConfig, attention_maps
 from pgnn_geo.nn import PGNN
 from pgnn_geo.training import attention, completion
 from pgnn_geo.training.attention import AttentionTrainingConfig, train_attention

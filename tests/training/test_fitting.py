@@ -6,11 +6,11 @@ from rich.console import Console
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
-from pgnn_geo.detection import DetectorNetworkConfig
+from pgnn_geo.boxes.detection import DetectorNetworkConfig
 from pgnn_geo.errors import InputError
-from pgnn_geo.preflight import find_problems
 from pgnn_geo.training import fitting
 from pgnn_geo.training.callbacks import EpochLine
+from pgnn_geo.training.preflight import find_problems
 
 
 @pytest.mark.parametrize("ours", [True, False])

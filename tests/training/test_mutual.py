@@ -10,12 +10,12 @@ from lightning.pytorch import Callback
 
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.errors import InputError
+from pgnn_geo.inference.segmenter import Segmenter
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.io.masks import load_mask, save_mask
 from pgnn_geo.labels.mutual import mutual_complement
-from pgnn_geo.ledger import SupervisionLedger
-from pgnn_geo.masks import load_mask, save_mask
 from pgnn_geo.metrics import ConfusionMatrix
 from pgnn_geo.nn import DeepLabV2
-from pgnn_geo.segmenter import Segmenter
 from pgnn_geo.training import mutual
 from pgnn_geo.training.mutual import MutualComplement
 from pgnn_geo.training.segmentation import (

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pgnn_geo.datasets import Shapes, TrainTransform
 from pgnn_geo.errors import InputError
-from pgnn_geo.masks import save_mask
+from pgnn_geo.io.masks import save_mask
 from pgnn_geo.nn import DeepLabV2
 from pgnn_geo.training.segmentation import (
     RECIPES,

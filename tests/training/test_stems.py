@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pgnn_geo.boxes import ImageBoxes, PhotoBoxes
 from pgnn_geo.datasets import Shapes, TrainTransform
-from pgnn_geo.detect import ImageBoxes, PhotoBoxes
 from pgnn_geo.errors import InputError
+from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.labels import AttentionStore
-from pgnn_geo.labels.feature_bank import FeatureBank
-from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.nn import build_backbone
 from pgnn_geo.training.stems import (
     StemDataset,
@@ -38,7 +38,7 @@ def ramps(shapes, tmp_path_factory) -> tuple[FeatureBank, FeatureBank]:
     rows, tmp_path = ramp.expand(len(shapes), -1, -1, -1), tmp_path_factory.mktemp("ramps")
     names = {"as-it-is": rows, "mirrored": rows.flip(-1)}
     return tuple(
-        FeatureBank.build(tmp_path / f"{name}.npy", [x], len(shapes), {})
+        FeatureBank.build(tmp_path / f"{name}.npy", lambda first: [x], len(shapes), {})
         for name, x in names.items()
     )
 

@@ -1,0 +1,381 @@
+"""The command line, ``pgnn-geo COMMAND``: each command is a function.
+
+Its ``**source`` are the options of :class:`~pgnn_geo.datasets.config.DataConfig`, which the parser
+finds by the call that they go into.
+"""
+
+import logging
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pgnn_geo.errors import InputError
+
+# Notes to developers of the libraries, not to the person at the terminal.
+warnings.filterwarnings("ignore", message=".*module.s. in eval mode.*")
+warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+
+try:
+    from jsonargparse import auto_cli
+
+    from pgnn_geo.app import pipeline, stage2
+    from pgnn_geo.app.cli_measure import evaluate, report
+    from pgnn_geo.app.cli_parser import Parser
+    from pgnn_geo.app.config import (
+        CAM_LABELS,
+        LabelConfig,
+        ModelConfig,
+        ModelName,
+        RunConfig,
+        SegmentationNetworkConfig,
+        Stage2Config,
+    )
+    from pgnn_geo.app.config_changes import (
+        LabelConfigChanges,
+        MapConfigChanges,
+        SegmentationTrainingConfigChanges,
+        recipe_with,
+    )
+    from pgnn_geo.boxes.cli import adjuster, detect
+    from pgnn_geo.boxes.config import BoxConfig, BoxSourceName
+    from pgnn_geo.datasets.config import DataConfig
+    from pgnn_geo.inference.predict import PredictConfig, predict_folder
+    from pgnn_geo.inference.segmenter import Segmenter
+    from pgnn_geo.io.export import write_coco, write_voc_submission
+    from pgnn_geo.io.masks import load_mask
+    from pgnn_geo.io.run_folder import claim_folder, console, progress
+    from pgnn_geo.labels.maps import MapConfig
+    from pgnn_geo.labels.refine import RefinementName
+    from pgnn_geo.precision import Precision, default_device
+    from pgnn_geo.training.attention import COMPLETION, AttentionTrainingConfig
+    from pgnn_geo.training.preflight import describe_machine, find_problems, raise_problems
+    from pgnn_geo.training.segmentation import RECIPES, RecipeName
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"pgnn-geo needs the package {error.name!r}: pip install 'pgnn-geo[train]'"
+    ) from None
+
+MutualName = Literal["off", "literal", "tags"]
+PREDICT, SCALES = PredictConfig(), [1.0]
+SEGMENTATION, RECIPE = SegmentationNetworkConfig(), SegmentationTrainingConfigChanges()
+MODEL_MAPS, MODEL_LABELS = MapConfigChanges(), LabelConfigChanges()
+BOXES = BoxConfig()
+NETWORK, TRAINING, MAPS, LABELS = (
+    ModelConfig(),
+    AttentionTrainingConfig(),
+    MapConfig(),
+    LabelConfig(),
+)
+
+
+def demo(out: str = "runs/demo", epochs: int = 6, seed: int = 0) -> None:
+    """Do the whole job on the embedded data set: no photos, no download, minutes on a CPU.
+
+    Args:
+        out: Folder of the run; the data set is made in its folder "shapes".
+        epochs: Epochs on tags, and as many toward completed maps; the baseline has both on tags.
+            Stage 2 has five times as many.
+        seed: Seed of training.
+    """
+    # Chosen on these very drawings: a small network without pretrained weights makes blunter
+    # features than those that the default values are meant for, and collinear ones.
+    config = RunConfig(
+        data=DataConfig(data="shapes", root=str(Path(out) / "shapes")),
+        network=ModelConfig(backbone="vgg_tiny", weights=None, freeze_stages=0, output_stride=8),
+        train=AttentionTrainingConfig(
+            epochs=epochs,
+            completion_epochs=epochs,
+            completion=replace(COMPLETION, size=192, propagation_whitening=0.1),
+            background=0.2,
+            size=192,
+            lr=1e-3,
+            seed=seed,
+        ),
+        maps=MapConfig(size=192, output_stride=8, propagation_whitening=0.1),
+        labels=LabelConfig(background=0.1),
+        cam_labels=LabelConfig(background=0.2),
+        segment=Stage2Config(
+            network=SegmentationNetworkConfig("vgg_tiny", weights=None, hidden_channels=256),
+            train=RECIPES["short"].changed(
+                freeze_stages=0,
+                augment="crop",
+                scale=(0.8, 1.2),
+                train_stride=None,
+                epochs=5 * epochs,
+                batch_size=4,
+                size=128,
+                crop=128,
+                lr=3e-3,
+                head_factor=1.0,
+                seed=seed,
+                workers=0,
+            ),
+        ),
+    )
+    pipeline.run(config, Path(out))
+
+
+def run(
+    root: str,
+    out: str = "runs/run",
+    network: ModelConfig = NETWORK,
+    train: AttentionTrainingConfig = TRAINING,
+    maps: MapConfig = MAPS,
+    labels: LabelConfig = LABELS,
+    cam_labels: LabelConfig = CAM_LABELS,
+    patches: Literal["none", "grid", "boxes"] = "none",
+    box_source: BoxSourceName = BOXES.source,
+    box_file: str | None = None,
+    top_k: int = BOXES.top_k,
+    box_size: int = BOXES.size,
+    segment: Literal["off", "short", "deeplab"] = "short",
+    segment_network: SegmentationNetworkConfig = SEGMENTATION,
+    segment_train: SegmentationTrainingConfigChanges = RECIPE,
+    eval_split: str | None = "val",
+    mutual: MutualName = "off",
+    mutual_start: int = 1,
+    mutual_confidence: float | None = None,
+    **source: Any,
+) -> None:
+    """Do the whole job: train CAM and P-GNN, label, train DeepLab-v2 on the labels. Resumes.
+
+    Args:
+        root: Folder of the data set.
+        out: Folder of the run.
+        network: The network.
+        train: Hyper-parameters of training.
+        maps: How attention maps are inferred.
+        labels: How label images are made from the P-GNN's maps.
+        cam_labels: How they are made from the baseline's.
+        patches: Nodes of the P-GNN's graph: the cells of a "grid", or "boxes" and what they leave;
+            "none": there is no graph, and the maps are completed by propagation alone.
+        box_source: Where boxes come from: "attention", the maps of the CAM, completed; "detector",
+            one trained on the tags into OUT/detector; or "file".
+        box_file: That file, COCO results; only with --box_source file.
+        top_k: Boxes of what is seen of a photo that are patches, the best ones.
+        box_size: Positions per side of a box's patch.
+        segment: Recipe of stage 2, which trains DeepLab-v2 on the P-GNN's labels: "short" (hundreds
+            of photos, a CPU) or "deeplab" (that of the paper, a GPU); "off" ends with the labels.
+        segment_network: Its network.
+        segment_train: Values that take the place of the recipe's; null leaves the recipe's.
+        eval_split: Split to measure stage 2 on, if it has masks; null for none.
+        mutual: Rewriting of the labels in stage 2, see "segment".
+        mutual_start: First epoch after which labels are rewritten.
+        mutual_confidence: Probability from which on a prediction rewrites a label.
+        **source: Which photos, tags and classes.
+    """
+    boxes = BoxConfig(box_source, box_file, top_k, box_size)
+    if patches != "boxes" and boxes != BOXES:
+        raise InputError("--box_source, --box_file, --top_k and --box_size want --patches boxes")
+    _check_graph(patches, network)
+    stage2_config = None
+    if segment != "off":
+        training = recipe_with(segment, segment_train)
+        rewriting = mutual, mutual_start, mutual_confidence
+        stage2_config = Stage2Config(eval_split, segment_network, training, *rewriting)
+    photos = DataConfig(root=root, **source)
+    nodes = boxes if patches == "boxes" else patches
+    config = RunConfig(photos, network, train, maps, labels, cam_labels, stage2_config, nodes)
+    pipeline.run(config, Path(out))
+
+
+def _check_graph(patches: str, network: ModelConfig) -> None:
+    """Refuse settings of the patch graph where there is none."""
+    of_graph = ("grid", "layers", "heads", "class_embedding")
+    idle = [name for name in of_graph if getattr(network, name) != getattr(NETWORK, name)]
+    if patches == "none" and idle:
+        raise InputError(f"--network.{idle[0]} is of the patch graph: want --patches grid or boxes")
+
+
+def train(
+    root: str,
+    model: ModelName = "pgnn",
+    out: str = "runs/train",
+    network: ModelConfig = NETWORK,
+    train: AttentionTrainingConfig = TRAINING,
+    patches: Literal["none", "grid"] = "none",
+    **source: Any,
+) -> None:
+    """Train one attention model on image tags and write it to OUT/model.pt. Resumes.
+
+    Args:
+        root: Folder of the data set.
+        model: "pgnn", or "cam" for the baseline without the graph.
+        out: Folder for the model, its checkpoints and TensorBoard's log.
+        network: The network.
+        train: Hyper-parameters of training.
+        patches: Nodes of the P-GNN's graph, see "run".
+        **source: Which photos, tags and classes.
+    """
+    _check_graph(patches, network)
+    photos = DataConfig(root=root, masks=None, **source)
+    config = RunConfig(photos, network, train, segment=None, patches=patches)
+    claim_folder(Path(out), config)
+    raise_problems(find_problems(config.data, config.network))
+    dataset = config.data.build()
+    path = pipeline.train(config, model, Path(out), dataset, Path(out) / "stems")
+    console.print(f"model: {path}")
+
+
+def label(
+    checkpoint: str,
+    root: str,
+    out: str = "runs/labels",
+    boxes: str | None = None,
+    maps: MapConfigChanges = MODEL_MAPS,
+    labels: LabelConfigChanges = MODEL_LABELS,
+    **source: Any,
+) -> None:
+    """Write pseudo-labels OUT/ID.png (VOC palette, the photo's own size) of tagged photos.
+
+    Args:
+        checkpoint: A model.pt that "train" or "run" wrote.
+        root: Folder of the data set.
+        out: Folder of the label images.
+        boxes: COCO results with the photos' boxes, for a P-GNN whose patches they are.
+        maps: How attention maps are inferred; null is the default of such a model in "run".
+        labels: How label images are made from them; null is the default of such a model in "run".
+        **source: Which photos, tags and classes.
+    """
+    dataset = DataConfig(root=root, masks=None, **source).build()
+    raise_problems(dataset.check())
+    given = None if boxes is None else Path(boxes)
+    folder = pipeline.label(Path(checkpoint), dataset, Path(out), maps, labels, None, given)
+    console.print(f"labels: {folder}")
+
+
+def segment(
+    labels: str,
+    root: str,
+    eval_split: str | None = "val",
+    out: str = "runs/segment",
+    recipe: RecipeName = "short",
+    mutual: MutualName = "off",
+    mutual_start: int = 1,
+    mutual_confidence: float | None = None,
+    network: SegmentationNetworkConfig = SEGMENTATION,
+    train: SegmentationTrainingConfigChanges = RECIPE,
+    **source: Any,
+) -> None:
+    """Train DeepLab-v2 on label images, measure it, and write it to OUT/segmenter. Resumes.
+
+    Args:
+        labels: Folder of label images ID.png, as "label" writes them; or the word "truth", to
+            train on the true masks.
+        root: Folder of the data set.
+        eval_split: Split to measure on, if it has masks; null for none.
+        out: Folder of the training.
+        recipe: "short" (hundreds of photos, a CPU) or "deeplab" (that of the paper, a GPU).
+        mutual: Rewriting of the labels after each epoch: "off", "literal", or "tags" to let in
+            only classes that a photo is tagged with.
+        mutual_start: First epoch after which labels are rewritten.
+        mutual_confidence: Probability from which on a prediction rewrites a label.
+        network: The network.
+        train: Values that take the place of the recipe's; null leaves the recipe's.
+        **source: Which photos, tags and classes.
+    """
+    rewriting = mutual, mutual_start, mutual_confidence
+    config = Stage2Config(eval_split, network, recipe_with(recipe, train), *rewriting)
+    stage2.segment(config.on(DataConfig(root=root, **source), labels), Path(out))
+
+
+def predict(
+    photos: list[str],
+    checkpoint: str,
+    out: str = "runs/predict",
+    scales: list[float] = SCALES,
+    flip: bool = True,
+    max_side: int = PREDICT.max_side,
+    refine: RefinementName = "none",
+    tags: str | None = None,
+    overlays: bool = False,
+    probabilities: bool = False,
+    submission: bool = False,
+    coco: str | None = None,
+    precision: Precision = "auto",
+    device: str = "auto",
+) -> None:
+    """Write masks OUT/masks/ID.png of new photos (VOC palette, each photo's own size). Resumes.
+
+    Args:
+        photos: JPEG or PNG files and folders of them; ID is the path below the folder they share.
+        checkpoint: Folder of a segmenter that "segment" wrote, or its id on the Hub.
+        out: Folder of the results.
+        scales: Multiples of the size at which the segmenter sees photos; they are averaged.
+        flip: Average with the mirrored photo.
+        max_side: Longer side to which larger photos are scaled down first; bounds the memory.
+        refine: "par" or "crf" to fit the masks to the edges in the photo, or "none".
+        tags: CSV with the columns image,labels of what is in each photo; the rest is left out.
+        overlays: Also write OUT/overlays/ID.png, the photo with its mask painted over.
+        probabilities: Also write OUT/probabilities/ID.npz, float16.
+        submission: Also write OUT/results/ as the VOC evaluation server wants it.
+        coco: JSON file for the masks in COCO's format, if wanted.
+        precision: Of the network: "auto", "32-true", "bf16-mixed" or "16-mixed".
+        device: "auto", "cpu", "cuda", ...
+    """
+    config = PredictConfig(tuple(scales), flip, max_side, refine, precision)
+    segmenter = Segmenter.from_pretrained(checkpoint)
+    if device == "auto":
+        device = str(default_device())
+    try:
+        segmenter.network.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise InputError(f"--device {device} cannot be used: {error}") from error
+    if submission:  # with other classes it fails here
+        write_voc_submission(out, (), segmenter.classes)
+    done = predict_folder(segmenter, photos, out, config, overlays, probabilities, tags, progress)
+    files = [(photo, Path(out) / "masks" / f"{photo.photo_id}.png") for photo in done.photos]
+    if submission:
+        masks = ((photo.photo_id, load_mask(path)) for photo, path in files)
+        write_voc_submission(out, masks, segmenter.classes)
+    if coco is not None:
+        named = ((f"{p.photo_id}{p.path.suffix}", load_mask(path)) for p, path in files)
+        write_coco(coco, named, segmenter.classes, suffix="")
+    console.print(f"masks: {Path(out) / 'masks'}, {len(files)} photos, {done.new} new")
+    _exit_with(done.problems)
+
+
+def doctor(root: str | None = None, network: ModelConfig = NETWORK, **source: Any) -> None:
+    """Check packages, weights and (with --root) every photo, tag and mask; say what to fix.
+
+    Args:
+        root: Folder of the data set; without it only packages and weights are checked.
+        network: The network whose weights are checked.
+        **source: Which photos, tags and classes.
+    """
+    for line in describe_machine():
+        console.print(line, highlight=False, soft_wrap=True)
+    photos = None if root is None else DataConfig(root=root, **source)
+    problems = find_problems(photos, network)
+    if not problems:
+        console.print("no problem found")
+    _exit_with(problems)
+
+
+def _exit_with(problems: list[str]) -> None:
+    """List problems and end with status 1, if there are any."""
+    for problem in problems:
+        console.print(f"problem: {problem}", highlight=False, markup=False, soft_wrap=True)
+    if problems:
+        console.print(f"{len(problems)} problem(s)")
+        sys.exit(1)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point of the ``pgnn-geo`` command; an error for people ends it with status 2."""
+    for name in ("lightning.pytorch", "lightning.fabric"):  # which set INFO when imported
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        commands: list[Any] = [demo, run, train, label, segment, predict, evaluate, report, doctor]
+        commands += [detect, adjuster]
+        auto_cli(commands, args=args, prog="pgnn-geo", as_positional=False, parser_class=Parser)
+    except InputError as error:
+        print(f"pgnn-geo: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The commands that measure and compare what the others have made."""
+
+from pathlib import Path
+from typing import Any
+
+from pgnn_geo.app.evaluation import evaluate as evaluate_labels
+from pgnn_geo.app.report import read_run, write_report
+from pgnn_geo.datasets.config import DataConfig
+from pgnn_geo.errors import InputError
+from pgnn_geo.io.files import write_json
+from pgnn_geo.io.run_folder import console
+from pgnn_geo.viz.report import score_table
+
+
+def evaluate(
+    labels: str,
+    root: str,
+    out: str | None = None,
+    **source: Any,
+) -> None:
+    """Score a folder of label images against true masks: IoU, precision, recall.
+
+    Args:
+        labels: Folder of label images ID.png.
+        root: Folder of the data set.
+        out: JSON file for the figures, if wanted.
+        **source: Which photos, tags and classes.
+    """
+    photos = DataConfig(root=root, **source)
+    if not photos.has_masks():
+        raise InputError("There is nothing to measure against: pass --masks, or a split with masks")
+    scores = evaluate_labels(Path(labels), photos.build(with_masks=True)).to_dict()
+    console.print(score_table({"": scores}, f"{scores['images']} images"))
+    if out is not None:
+        write_json(out, scores)
+
+
+def report(runs: list[str], out: str = "report.md") -> None:
+    """Write one page on finished runs: figures side by side, what differs, pictures.
+
+    Args:
+        runs: Folders that "run", "demo" or "segment" filled; the first is the one to compare with.
+        out: The Markdown file.
+    """
+    path = write_report([read_run(folder) for folder in runs], Path(out))
+    console.print(f"report: {path}")

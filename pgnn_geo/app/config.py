@@ -1,0 +1,252 @@
+"""What decides the outcome of a run: data, network, training, maps, labels."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from pgnn_geo.boxes.config import BoxConfig
+from pgnn_geo.datasets.config import DataConfig
+from pgnn_geo.errors import InputError
+from pgnn_geo.labels.maps import MapConfig
+from pgnn_geo.labels.refine import (
+    HALF_SIZE,
+    HALF_SIZE_DILATIONS,
+    Refinement,
+    RefinementName,
+    build_refinement,
+)
+from pgnn_geo.nn import PGNN
+from pgnn_geo.nn.backbones import BackboneName
+from pgnn_geo.nn.deeplab import DeepLabV2
+from pgnn_geo.training.attention import AttentionTrainingConfig
+from pgnn_geo.training.segmentation import RECIPES, SegmentationTrainingConfig
+
+ModelName = Literal["cam", "pgnn"]
+
+
+#: What the nodes of the patch graph are: a grid's cells, or boxes; or there is no graph.
+Patches = Literal["none", "grid"] | BoxConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network, see :class:`~pgnn_geo.nn.PGNN`.
+
+    Args:
+        backbone (str): Trunk.
+        weights (str, optional): Pretrained weights.
+        freeze_stages (int): Leading stages of the trunk that are not trained.
+        output_stride (int): Stride in training; labelling has its own.
+        grid (int): Patches per side, if there is a graph and its nodes are no boxes.
+        layers (int): Blocks of the graph, if there is one.
+        heads (int): Attention heads.
+        class_embedding (str, optional): What the classes of nodes do.
+    """
+
+    backbone: BackboneName = "vgg16"
+    weights: str | None = "DEFAULT"
+    freeze_stages: int = 4
+    output_stride: int = 16
+    grid: int = 4
+    layers: int = 1
+    heads: int = 8
+    class_embedding: Literal["attention", "input"] | None = "attention"
+
+    def build(self, num_classes: int, patches: Patches) -> PGNN:
+        """Build the network with its patch graph, or without one."""
+        options = asdict(self)
+        if patches == "none":
+            options["layers"] = 0
+        elif isinstance(patches, BoxConfig):
+            options |= {"box_size": patches.size, "top_k": patches.top_k}
+        return PGNN(num_classes=num_classes, **options)
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """From attention maps to label images, see :func:`~pgnn_geo.labels.refined_labels`.
+
+    Args:
+        background (float): Constant background score.
+        power (float, optional): Exponent of the other rule, taken if given.
+        refine (str): "par" or "crf" to fit the labels to the edges in the photo, or "none"; see
+            :func:`~pgnn_geo.labels.build_refinement`.
+        refine_iterations (int): Its iterations.
+        refine_dilations (sequence of int): Of :obj:`"par"`: distances of the neighbours.
+        refine_scale (float): Of :obj:`"par"`: size at which it works, as a fraction of the photo's.
+    """
+
+    background: float = 0.6
+    power: float | None = None
+    refine: RefinementName = "none"
+    refine_iterations: int = 10
+    refine_dilations: Sequence[int] = HALF_SIZE_DILATIONS
+    refine_scale: float = HALF_SIZE
+
+    def build_refinement(self, workers: int = 0) -> Refinement | None:
+        """Return the refinement, if any; a CRF with so many processes.
+
+        Raises:
+            InputError: If it cannot be had.
+        """
+        return build_refinement(
+            self.refine, self.refine_iterations, self.refine_dilations, workers, self.refine_scale
+        )
+
+
+#: The baseline's maps are scores divided by their maximum, not probabilities.
+CAM_LABELS = LabelConfig(background=0.15)
+
+#: What is different in the inference of the baseline's maps.
+CAM_MAPS: dict[str, Any] = {"propagate": "none", "output_stride": 8}
+
+
+@dataclass(frozen=True)
+class SegmentationNetworkConfig:
+    """The network of stage 2, see :class:`~pgnn_geo.nn.DeepLabV2`; a recipe has its head.
+
+    Args:
+        backbone (str): Trunk.
+        weights (str, optional): Pretrained weights.
+        output_stride (int): Stride of the logits.
+        hidden_channels (int): Width of the head's hidden layers on a VGG.
+    """
+
+    backbone: BackboneName = "vgg16"
+    weights: str | None = "DEFAULT"
+    output_stride: int = 8
+    hidden_channels: int = 1024
+
+    def build(self, train: SegmentationTrainingConfig, num_classes: int) -> DeepLabV2:
+        """Build the network with the head and the frozen stages of a training."""
+        return DeepLabV2(
+            num_classes=num_classes,
+            head=train.head,
+            freeze_stages=train.freeze_stages,
+            **asdict(self),
+        )
+
+
+@dataclass(frozen=True)
+class Stage2Config:
+    """How stage 2 is done, whatever it learns from.
+
+    Args:
+        eval_split (str, optional): Split to measure on; for a folder data set the photos themselves
+            are measured if there are masks.
+        network (SegmentationNetworkConfig): The network.
+        train (SegmentationTrainingConfig): Hyper-parameters.
+        mutual (str): :obj:`"off"`, or the rule of
+            :class:`~pgnn_geo.training.mutual.MutualComplement`.
+        mutual_start (int): First epoch after which labels are rewritten.
+        mutual_confidence (float, optional): Probability that a prediction needs to rewrite.
+    """
+
+    eval_split: str | None = "val"
+    network: SegmentationNetworkConfig = field(default_factory=SegmentationNetworkConfig)
+    train: SegmentationTrainingConfig = RECIPES["short"]
+    mutual: Literal["off", "literal", "tags"] = "off"
+    mutual_start: int = 1
+    mutual_confidence: float | None = None
+
+    def on(self, data: DataConfig, labels: str) -> "SegmentConfig":
+        """Return the whole configuration for photos and their labels."""
+        return SegmentConfig(data=data, labels=labels, **vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig(Stage2Config):
+    """Everything that decides the outcome of stage 2: a :class:`Stage2Config` and what it is for.
+
+    Args:
+        data (DataConfig): The photos to train on.
+        labels (str): Folder of their label images, or :obj:`"truth"` for true masks.
+    """
+
+    data: DataConfig
+    labels: str
+
+    @property
+    def measured(self) -> DataConfig | None:
+        """Return the photos to measure on, if there are any that have masks."""
+        if self.eval_split is None:
+            return None
+        folder = self.data.data == "folder"
+        data = self.data if folder else replace(self.data, split=self.eval_split)
+        return data if data.has_masks() else None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the outcome of :func:`run`.
+
+    The CAM baseline sees the photos as often as the P-GNN, all on tags alone; its maps are not
+    propagated, and it has a background score of its own. Stage 2 learns the P-GNN's labels;
+    without :obj:`segment` the run ends with them.
+
+    By default the P-GNN has no patch graph, which costs time and gained nothing that could be
+    measured: what completes its maps is propagation between positions, in its training and after.
+
+    Raises:
+        InputError: If :obj:`patches` is no such thing, or the network or its training does not fit.
+    """
+
+    data: DataConfig
+    network: ModelConfig = field(default_factory=ModelConfig)
+    train: AttentionTrainingConfig = field(default_factory=AttentionTrainingConfig)
+    maps: MapConfig = field(default_factory=MapConfig)
+    labels: LabelConfig = field(default_factory=LabelConfig)
+    cam_labels: LabelConfig = CAM_LABELS
+    segment: Stage2Config | None = field(default_factory=Stage2Config)
+    patches: Patches = "none"
+
+    def __post_init__(self) -> None:
+        if self.boxes is None and self.patches not in ("none", "grid"):
+            raise InputError(f"patches={self.patches!r}: want 'none', 'grid' or a BoxConfig")
+        if self.patches == "none":
+            if self.train.node_classes != "none":
+                raise InputError(
+                    f"node_classes='{self.train.node_classes}': patches='none' has no nodes"
+                )
+            return
+        if self.network.layers < 1:
+            raise InputError(
+                f"layers={self.network.layers}: a graph of patches has 1 or more; "
+                "patches='none' has no graph"
+            )
+        if self.boxes is not None and self.train.node_classes != "none":
+            raise InputError(
+                f"patches='boxes' have classes of their own; node_classes="
+                f"'{self.train.node_classes}' is for a grid"
+            )
+
+    @property
+    def boxes(self) -> BoxConfig | None:
+        """Return the patches, if they are boxes."""
+        return self.patches if isinstance(self.patches, BoxConfig) else None
+
+    def build_network(self, name: ModelName, num_classes: int) -> PGNN:
+        """Build a model; the baseline has no graph."""
+        return self.network.build(num_classes, self.patches if name == "pgnn" else "none")
+
+    def train_of(self, name: ModelName) -> AttentionTrainingConfig:
+        """Return how a model is trained."""
+        if name == "pgnn":
+            return self.train
+        epochs = self.train.epochs + self.train.completion_epochs
+        return replace(self.train, epochs=epochs, completion_epochs=0, complementary="off")
+
+    def maps_of(self, name: ModelName) -> MapConfig:
+        """Return how the maps of a model are inferred."""
+        if name == "pgnn":
+            return self.maps
+        return replace(self.maps, **CAM_MAPS)
+
+    def labels_of(self, name: ModelName) -> LabelConfig:
+        """Return how the labels of a model are made from its maps."""
+        return self.labels if name == "pgnn" else self.cam_labels
+
+    def segment_on(self, labels: Path) -> SegmentConfig | None:
+        """Return stage 2 on a folder of these photos' labels, if it is wanted."""
+        return None if self.segment is None else self.segment.on(self.data, str(labels))

@@ -1,0 +1,57 @@
+"""Changes of a configuration whose defaults depend on something else: a recipe, a model."""
+
+from dataclasses import fields, make_dataclass, replace
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from pgnn_geo.app.config import CAM_LABELS, CAM_MAPS, LabelConfig
+from pgnn_geo.labels.maps import MapConfig
+from pgnn_geo.nn import PGNN
+from pgnn_geo.training.segmentation import RECIPES, RecipeName, SegmentationTrainingConfig
+
+
+def _optional(config: type[Any]) -> type[Any]:
+    """Return a class with the fields of a configuration, each :obj:`None` unless it is given."""
+    hints = get_type_hints(config)
+    return make_dataclass(
+        f"{config.__name__}Changes",
+        [(entry.name, hints[entry.name] | None, None) for entry in fields(config)],
+        namespace={"__doc__": config.__doc__, "__module__": __name__},
+        frozen=True,
+    )
+
+
+if TYPE_CHECKING:
+    SegmentationTrainingConfigChanges = SegmentationTrainingConfig
+    MapConfigChanges = MapConfig
+    LabelConfigChanges = LabelConfig
+else:
+    #: Values that take the place of a recipe's.
+    SegmentationTrainingConfigChanges = _optional(SegmentationTrainingConfig)
+    #: Values that take the place of a model's defaults.
+    MapConfigChanges, LabelConfigChanges = _optional(MapConfig), _optional(LabelConfig)
+
+
+def recipe_with(
+    recipe: RecipeName, changes: SegmentationTrainingConfigChanges
+) -> SegmentationTrainingConfig:
+    """Return a recipe of stage 2 with every value of :obj:`changes` that is not :obj:`None`."""
+    return RECIPES[recipe].changed(**_given(changes))
+
+
+def label_defaults(
+    model: PGNN, maps: MapConfigChanges, labels: LabelConfigChanges
+) -> tuple[MapConfig, LabelConfig]:
+    """Return how a model's labels are made, with every value given that is not :obj:`None`.
+
+    A CAM, which has no graph and was trained on tags alone, has other defaults than a P-GNN.
+    """
+    cam = model.config["layers"] == 0 and model.activation == "relu"
+    start = replace(MapConfig(), **CAM_MAPS) if cam else MapConfig()
+    return (
+        replace(start, **_given(maps)),
+        replace(CAM_LABELS if cam else LabelConfig(), **_given(labels)),
+    )
+
+
+def _given(changes: Any) -> dict[str, Any]:
+    return {name: value for name, value in vars(changes).items() if value is not None}

@@ -1,0 +1,224 @@
+"""Stage 2 from end to end: train DeepLab-v2 on label images, predict, measure; resumes."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, seed_everything
+from torch import Tensor
+
+from pgnn_geo.app.config import SegmentConfig
+from pgnn_geo.app.evaluation import evaluate
+from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.datasets.config import DataConfig
+from pgnn_geo.errors import InputError
+from pgnn_geo.inference.segmenter import Segmenter
+from pgnn_geo.io.files import write_json
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.io.masks import save_mask
+from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
+from pgnn_geo.precision import Precision, autocast, default_device
+from pgnn_geo.training.job import ledger_of
+from pgnn_geo.training.mutual import MutualComplement
+from pgnn_geo.training.preflight import find_problems, raise_problems
+from pgnn_geo.training.segmentation import SegmentationData, train_segmentation
+from pgnn_geo.viz.report import label_sheets, score_table
+
+#: In place of a label folder: the true masks.
+TRUTH = "truth"
+
+_TITLE = "DeepLab-v2"
+
+
+def segment(config: SegmentConfig, out: Path) -> dict[str, Any]:
+    """Do stage 2 in folder :obj:`out`; steps that are done are not done again.
+
+    Leaves :obj:`segmenter`, :obj:`metrics.json`, with the mutual complement
+    :obj:`labels/epoch-001` and so on, and where there are true masks :obj:`predictions/ID.png` and
+    :obj:`overlays/*.png`.
+
+    Args:
+        config (SegmentConfig): What to do.
+        out (Path): The folder; made if it is missing.
+
+    Returns:
+        The content of :obj:`metrics.json`.
+
+    Raises:
+        InputError: If photos, labels or weights cannot be used (everything wrong with them at
+            once), or if :obj:`out` holds a training of another configuration.
+    """
+    done = (out / "metrics.json").is_file()
+    metrics = train_and_measure(config, out)
+    if done:
+        console.print(f"{out} is done; choose another --out to start anew.")
+    show_metrics(metrics)
+    if not done:
+        console.print(f"segmenter {out}/segmenter, figures {out}/metrics.json")
+    return metrics
+
+
+def train_and_measure(
+    config: SegmentConfig, out: Path, stems: Path | None = None
+) -> dict[str, Any]:
+    """Do what :func:`segment` does, without showing the result.
+
+    Args:
+        config (SegmentConfig): What to do.
+        out (Path): The folder; made if it is missing.
+        stems (Path, optional): Where outputs of frozen stages are kept for other trainings on the
+            same photos; in :obj:`out`, until training ends, if not given.
+    """
+    recorded = config
+    if config.labels != TRUTH:  # so that both folders can be moved together
+        recorded = replace(config, labels=os.path.relpath(config.labels, out))
+    if (out / "config.json").is_file():
+        claim_folder(out, recorded)
+    if (out / "metrics.json").is_file():
+        metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+        return metrics
+    with timed("check labels"):
+        dataset, ledger = labelled_photos(config)
+        measured = config.measured
+        problems = find_problems(measured, config.network, config.train.devices)
+        raise_problems(dataset.check() + problems)
+    claim_folder(out, recorded)  # not before: a mistake leaves nothing behind
+    with timed("train segmenter"):
+        segmenter = _train(config, dataset, ledger, out, stems)
+    metrics = _measure(recorded, segmenter, measured, out)
+    segmenter.metrics = metrics.get("segmenter")
+    segmenter.save_pretrained(out / "segmenter")
+    write_json(out / "metrics.json", metrics)
+    return metrics
+
+
+def labelled_photos(config: SegmentConfig) -> tuple[TaggedDataset, SupervisionLedger]:
+    """Return the training photos with their labels as masks, and what a training on them uses.
+
+    Raises:
+        InputError: If there is no such folder, its labels are of other classes, or there are no
+            true masks where they are asked for.
+    """
+    photos = config.data.build()
+    full = ledger_of(config, photos)
+    if config.labels == TRUTH:
+        if config.mutual != "off":
+            raise InputError("The mutual complement rewrites pseudo-labels, not true masks.")
+        if not config.data.has_masks():
+            raise InputError("There are no true masks to train on: pass a folder of labels.")
+        dataset = config.data.build(with_masks=True)
+        source = f"true masks ({config.data.name})"
+        return dataset, SupervisionLedger(weights=full.weights, masks=source)
+    folder = Path(config.labels)
+    if not folder.is_dir():
+        raise InputError(f"There is no folder of label images {folder}.")
+    dataset = photos.with_masks([folder / f"{i}.png" for i in photos.image_ids])
+    used = full if config.mutual == "tags" else SupervisionLedger(weights=full.weights)
+    return dataset, _label_ledger(folder, dataset.classes).merged(used)
+
+
+def show_metrics(metrics: dict[str, Any]) -> None:
+    """Print the scores, in per cent, and what they were made from."""
+    if "segmenter" in metrics:
+        show_scores(metrics["segmenter"], metrics["split"])
+    else:
+        console.print("Nothing was measured: no photos with true masks were given.")
+    console.print("supervision: " + "; ".join(metrics["supervision"]))
+
+
+def show_scores(scores: dict[str, Any], split: str | None) -> None:
+    """Print the scores of a segmenter on a split, or on the training photos, in per cent."""
+    title = f"segmentation, {split or 'photos'}, {scores['images']} images"
+    console.print(score_table({_TITLE: scores}, title))
+
+
+def _train(
+    config: SegmentConfig,
+    dataset: TaggedDataset,
+    ledger: SupervisionLedger,
+    out: Path,
+    stems: Path | None,
+) -> Segmenter:
+    seed_everything(config.train.seed, workers=True, verbose=False)
+    network = config.network.build(config.train, len(dataset.classes))
+    data = SegmentationData(dataset, config.train)
+    callbacks: list[Callback] = []
+    if config.mutual != "off":
+        truth = config.data.build(with_masks=True) if config.data.has_masks() else None
+        complement = MutualComplement(
+            data,
+            out / "labels",
+            rule=config.mutual,
+            start=config.mutual_start,
+            confidence=config.mutual_confidence,
+            truth=truth,
+            ledger=ledger,
+            progress=progress,
+        )
+        callbacks.append(complement)
+    train_segmentation(
+        network, data, out, config.train, callbacks, "segment", console, progress, stems
+    )
+    return Segmenter(network, dataset.classes, ledger, side=config.train.size)
+
+
+def _measure(
+    config: SegmentConfig, segmenter: Segmenter, measured: DataConfig | None, out: Path
+) -> dict[str, Any]:
+    """Predict the photos that have true masks, and return the content of :obj:`metrics.json`."""
+    metrics: dict[str, Any] = {}
+    if measured is not None:
+        truth, folder = measured.build(with_masks=True), out / "predictions"
+        with timed("predict"):
+            _predict(segmenter, truth, folder, config.train.precision)
+        scores = evaluate(folder, truth)
+        metrics = {"segmenter": scores.to_dict(), "images": scores.images}
+        label_sheets(out / "overlays", truth, {_TITLE: folder})
+    split = None if measured is None or measured.data == "folder" else measured.split
+    return {
+        **metrics,
+        "split": split,
+        "classes": list(segmenter.classes),
+        "labels": config.labels,
+        "mutual": config.mutual,
+        "prediction": {"size": segmenter.side, "scales": [1.0], "flip": True},
+        "seed": config.train.seed,
+        "supervision": segmenter.ledger.to_list(),
+    }
+
+
+def _predict(
+    segmenter: Segmenter, photos: TaggedDataset, folder: Path, precision: Precision
+) -> None:
+    """Write the predicted labels of every photo, at its own size, as :obj:`folder/ID.png`."""
+    segmenter.network.to(default_device())
+    with autocast(precision, segmenter.network.backbone.device):  # its converted weights are kept
+        for index in progress(range(len(photos)), "predict", len(photos)):
+            item = photos[index]
+            image = item["image"].as_subclass(Tensor)
+            save_mask(
+                folder / f"{item['image_id']}.png", segmenter.label(image, precision=precision)
+            )
+
+
+def _label_ledger(folder: Path, classes: tuple[str, ...]) -> SupervisionLedger:
+    """Return what a folder of label images says it was made from."""
+    path = folder / "labels.json"
+    if not path.is_file():
+        return SupervisionLedger(masks=f"label images of unknown origin ({folder.name})")
+    try:
+        record = json.loads(path.read_text())
+        ledger = SupervisionLedger.from_dict(record["supervision"])
+        names = tuple(record.get("classes", classes))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} does not say what the labels were made from: {error!r}"
+        ) from error
+    if names != classes:
+        raise InputError(
+            f"{folder} holds labels of the classes {', '.join(names)}; the data set has "
+            f"{', '.join(classes)}. Pass --classes in that order."
+        )
+    return ledger

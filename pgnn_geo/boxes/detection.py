@@ -1,0 +1,340 @@
+"""Boxes from end to end: propose, train a detector on image tags, detect, measure; resumes."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import seed_everything
+from rich.table import Table
+from torch import Tensor
+
+from pgnn_geo.boxes.adjuster import BoxAdjuster
+from pgnn_geo.boxes.auxiliary import AuxiliaryBoxes
+from pgnn_geo.boxes.box_file import cached_boxes
+from pgnn_geo.boxes.evaluation import evaluate_boxes, proposal_recall, true_boxes
+from pgnn_geo.boxes.inference import DetectionConfig, DetectorBoxes
+from pgnn_geo.boxes.model_file import (
+    AdjusterFile,
+    load_adjuster,
+    load_detector,
+    save_adjuster,
+    save_detector,
+)
+from pgnn_geo.boxes.proposals import ProposalCache, ProposalConfig
+from pgnn_geo.boxes.training.adjuster import AdjusterTrainingConfig, train_adjuster
+from pgnn_geo.boxes.training.detector import DetectorTrainingConfig, train_detector
+from pgnn_geo.boxes.weak_detector import PoolName, WeakDetector
+from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.datasets.config import DataConfig
+from pgnn_geo.io.files import write_json
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
+from pgnn_geo.nn.backbones import BackboneName, resolve_weights
+from pgnn_geo.precision import default_device
+from pgnn_geo.training.job import ledger_of
+from pgnn_geo.training.preflight import find_problems, raise_problems
+
+
+@dataclass(frozen=True)
+class AdjusterNetworkConfig:
+    """The network of a box adjuster, see :class:`~pgnn_geo.boxes.BoxAdjuster`.
+
+    Args:
+        backbone (str): Trunk.
+        weights (str, optional): Pretrained weights.
+        freeze_stages (int): Leading stages of the trunk that are not trained.
+        output_stride (int): Stride of the feature map.
+        pool (str): Pooling of boxes: "max" or "align".
+        pool_size (int): Cells per side of a pooled box.
+        hidden_channels (int): Width of the two hidden layers.
+    """
+
+    backbone: BackboneName = "vgg16"
+    weights: str | None = "DEFAULT"
+    freeze_stages: int = 4
+    output_stride: int = 16
+    pool: PoolName = "max"
+    pool_size: int = 7
+    hidden_channels: int = 512
+
+
+@dataclass(frozen=True)
+class DetectorNetworkConfig:
+    """The network of a detector, see :class:`~pgnn_geo.boxes.WeakDetector`.
+
+    Args:
+        backbone (str): Trunk.
+        weights (str, optional): Pretrained weights.
+        freeze_stages (int): Leading stages of the trunk that are not trained.
+        output_stride (int): Stride of the feature map.
+        pool (str): Pooling of proposals: "max" or "align".
+        pool_size (int): Cells per side of a pooled proposal.
+        hidden_channels (int): Width of the two hidden layers.
+        refinements (int): Refinements of the scores; 0 for the two streams alone.
+        dropout (float): Dropout after each hidden layer.
+    """
+
+    backbone: BackboneName = "vgg16"
+    weights: str | None = "DEFAULT"
+    freeze_stages: int = 4
+    output_stride: int = 16
+    pool: PoolName = "max"
+    pool_size: int = 7
+    hidden_channels: int = 1024
+    refinements: int = 3
+    dropout: float = 0.5
+
+    def build(self, num_classes: int) -> WeakDetector:
+        """Build the network."""
+        return WeakDetector(num_classes=num_classes, **asdict(self))
+
+
+@dataclass(frozen=True)
+class DetectConfig:
+    """Everything that decides the outcome of :func:`detect`.
+
+    Args:
+        data (DataConfig): The photos to train on and to detect in.
+        network (DetectorNetworkConfig): The network.
+        proposals (ProposalConfig): How boxes are proposed.
+        train (DetectorTrainingConfig): Hyper-parameters.
+        boxes (DetectionConfig): How boxes are inferred.
+        adjuster (str, optional): File of a box adjuster, as :func:`learn_adjuster` writes it.
+        eval_split (str, optional): Split of VOC or Shapes to detect in as well, without the tags.
+    """
+
+    data: DataConfig
+    network: DetectorNetworkConfig = field(default_factory=DetectorNetworkConfig)
+    proposals: ProposalConfig = field(default_factory=ProposalConfig)
+    train: DetectorTrainingConfig = field(default_factory=DetectorTrainingConfig)
+    boxes: DetectionConfig = field(default_factory=DetectionConfig)
+    adjuster: str | None = None
+    eval_split: str | None = None
+
+    @property
+    def measured(self) -> DataConfig | None:
+        """Return the other photos to detect in, if there are any."""
+        if self.eval_split is None or self.data.data == "folder":
+            return None
+        return replace(self.data, split=self.eval_split)
+
+
+def detect(config: DetectConfig, out: Path, cache: Path | None = None) -> dict[str, Any]:
+    """Do the whole job in folder :obj:`out`; steps that are done are not done again.
+
+    Leaves :obj:`detector.pt`, :obj:`boxes.json` (COCO results; of tagged classes only),
+    :obj:`metrics.json` and, with an :obj:`eval_split`, :obj:`boxes-SPLIT.json` (of all classes).
+
+    Args:
+        config (DetectConfig): What to do.
+        out (Path): The folder; made if it is missing.
+        cache (Path, optional): Where proposals are kept, which several runs may share; in
+            :obj:`out` if not given.
+
+    Returns:
+        The content of :obj:`metrics.json`.
+
+    Raises:
+        InputError: If photos, tags, weights or the adjuster cannot be used, or if :obj:`out` holds
+            a run of another configuration.
+    """
+    if (out / "config.json").is_file():
+        claim_folder(out, config)
+    if (out / "metrics.json").is_file():
+        metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+        console.print(f"{out} is done; choose another --out to start anew.")
+        _show(metrics)
+        return metrics
+    with timed("check"):
+        adjuster = None if config.adjuster is None else load_adjuster(config.adjuster)
+        problems = find_problems(config.data, config.network)
+        if config.measured is not None:
+            problems += find_problems(config.measured, config.network)
+        raise_problems(list(dict.fromkeys(problems)))
+    claim_folder(out, config)  # not before: a mistake leaves nothing behind
+    dataset = config.data.build()
+    proposals = propose(dataset, cache or out / "proposals", config.proposals)
+    _train(config, dataset, proposals, adjuster, out)
+    metrics = {"boxes": _boxes(config, config.data, proposals, adjuster, out, use_tags=True)}
+    if config.measured is not None:
+        photos = config.measured.build()
+        others = propose(photos, cache or out / "proposals", config.proposals)
+        metrics["eval"] = _boxes(config, config.measured, others, adjuster, out, use_tags=False)
+    metrics |= {
+        "classes": list(dataset.classes),
+        "seed": config.train.seed,
+        "supervision": load_detector(out / "detector.pt").ledger.to_list(),
+    }
+    write_json(out / "metrics.json", metrics)
+    shutil.rmtree(out / "stems", ignore_errors=True)  # gigabytes that only training needs
+    _show(metrics)
+    console.print(f"boxes {out}/boxes.json, detector {out}/detector.pt")
+    return metrics
+
+
+def propose(dataset: TaggedDataset, folder: Path, config: ProposalConfig) -> list[Tensor]:
+    """Return the proposals of every photo, computed where they are not in :obj:`folder` yet."""
+    with timed("proposals"):
+        cache = ProposalCache(folder, dataset, config).fill(progress=progress)
+        return [cache(image_id) for image_id in dataset.image_ids]
+
+
+@dataclass(frozen=True)
+class AdjusterConfig:
+    """Everything that decides the outcome of :func:`learn_adjuster`.
+
+    Args:
+        annotations (str): COCO file of annotations, see
+            :class:`~pgnn_geo.boxes.AuxiliaryBoxes`.
+        images (str): Folder of its photos.
+        network (AdjusterNetworkConfig): The network.
+        train (AdjusterTrainingConfig): Hyper-parameters.
+    """
+
+    annotations: str
+    images: str
+    network: AdjusterNetworkConfig = field(default_factory=AdjusterNetworkConfig)
+    train: AdjusterTrainingConfig = field(default_factory=AdjusterTrainingConfig)
+
+
+def learn_adjuster(config: AdjusterConfig, out: Path) -> Path:
+    """Train a box adjuster into :obj:`out/adjuster.pt`, unless it is there; return that path.
+
+    Args:
+        config (AdjusterConfig): What to do.
+        out (Path): The folder; made if it is missing.
+
+    Raises:
+        InputError: If annotations, photos or weights cannot be used, or if :obj:`out` holds a run
+            of another configuration.
+    """
+    path = out / "adjuster.pt"
+    if (out / "config.json").is_file():
+        claim_folder(out, config)
+    if path.is_file():
+        return path
+    with timed("check"):
+        dataset = AuxiliaryBoxes(config.annotations, config.images)
+        raise_problems(dataset.check() + find_problems(None, config.network))
+    claim_folder(out, config)
+    with timed("train adjuster"):
+        seed_everything(config.train.seed, workers=True, verbose=False)
+        adjuster = BoxAdjuster(**asdict(config.network))
+        train_adjuster(
+            adjuster,
+            dataset,
+            dataset.boxes,
+            out,
+            config.train,
+            out / "stems",
+            console=console,
+            progress=progress,
+        )
+        entry = resolve_weights(config.network.backbone, config.network.weights)
+        ledger = SupervisionLedger(
+            weights=None if entry is None else str(entry), boxes=f"auxiliary ({dataset.name})"
+        )
+        save_adjuster(path, adjuster, ledger)
+    shutil.rmtree(out / "stems", ignore_errors=True)
+    return path
+
+
+def _train(
+    config: DetectConfig,
+    dataset: TaggedDataset,
+    proposals: Sequence[Tensor],
+    adjuster: AdjusterFile | None,
+    out: Path,
+) -> None:
+    """Train the detector into :obj:`out/detector.pt`, unless it is there."""
+    path = out / "detector.pt"
+    if path.is_file():
+        return
+    with timed("train detector"):
+        seed_everything(config.train.seed, workers=True, verbose=False)
+        network = config.network.build(len(dataset.classes))
+        train_detector(
+            network,
+            dataset,
+            proposals,
+            out,
+            config.train,
+            None if adjuster is None else adjuster.model,
+            out / "stems",
+            console=console,
+            progress=progress,
+        )
+        ledger = ledger_of(config, dataset)
+        if adjuster is not None:
+            ledger = ledger.merged(adjuster.ledger)
+        save_detector(path, network, dataset.classes, ledger)
+
+
+def _boxes(
+    config: DetectConfig,
+    data: DataConfig,
+    proposals: Sequence[Tensor],
+    adjuster: AdjusterFile | None,
+    out: Path,
+    use_tags: bool,
+) -> dict[str, Any]:
+    """Write the boxes of photos, and return what there is to say of them."""
+    masks = data.has_masks()
+    dataset = data.build(with_masks=masks)
+    model, _, ledger = load_detector(out / "detector.pt")
+    model.to(default_device())
+    path = out / ("boxes.json" if use_tags else f"boxes-{data.split}.json")
+    with timed(f"detect {data.name}"):
+        source = DetectorBoxes(
+            model,
+            dataset,
+            proposals,
+            ledger,
+            config=config.boxes,
+            use_tags=use_tags,
+            adjuster=None if adjuster is None else adjuster.model,
+            stem_folder=out / "stems" if use_tags else None,
+            progress=progress,
+        )
+        made_from = {
+            "detector": hashlib.sha256((out / "detector.pt").read_bytes()).hexdigest(),
+            "boxes": asdict(config.boxes),
+            "tags": use_tags,
+        }
+        boxes = cached_boxes(path, source, dataset, made_from)
+    said: dict[str, Any] = {"photos": data.name, "images": len(dataset), "tags_known": use_tags}
+    if not masks:
+        return said
+    with timed("measure"):
+        truth = true_boxes(dataset, progress=progress)
+        scores = evaluate_boxes(boxes, truth, dataset.classes)
+        recall = proposal_recall(proposals, [truth[i].boxes for i in dataset.image_ids])
+    return {**said, **scores.to_dict(), "proposal_recall": recall}
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    """Print CorLoc and average precision, in per cent, and what they were made from."""
+    shown = [metrics[name] for name in ("boxes", "eval") if "per_class" in metrics.get(name, {})]
+    if not shown:
+        console.print("No true masks were given, so the boxes are not measured.")
+    for scores in shown:
+        known = "tags known" if scores["tags_known"] else "tags unknown"
+        title = f"boxes, {scores['photos']}, {scores['images']} images, {known}, per cent"
+        table = Table(title=title)
+        for column in ("class", "CorLoc", "AP 0.5"):
+            table.add_column(column, justify="left" if column == "class" else "right")
+        for name, row in scores["per_class"].items():
+            table.add_row(name, _percent(row["corloc"]), _percent(row["ap"]))
+        table.add_section()
+        table.add_row("mean", _percent(scores["corloc"]), _percent(scores["map"]))
+        console.print(table)
+        console.print(f"recall of the proposals: {_percent(scores['proposal_recall'])}")
+    console.print("supervision: " + "; ".join(metrics["supervision"]))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

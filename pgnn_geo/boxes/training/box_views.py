@@ -1,0 +1,169 @@
+"""What trainings on boxes see: views of photos behind the frozen stages, and boxes in them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from pgnn_geo.boxes.image_boxes import boxes_to_view
+from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.errors import InputError
+from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.views import Progress, View, no_progress
+from pgnn_geo.nn.backbones import Backbone
+from pgnn_geo.precision import Precision
+from pgnn_geo.training.stems import SeededItems, stem_banks
+
+
+class BoxViewDataset(Dataset):
+    """Photos passed through a backbone's frozen stages at several sizes, with boxes in them.
+
+    The item of a photo and a size is drawn: mirrored or not, and which boxes if there are more
+    than :obj:`max_boxes`. It has the :obj:`stem` :math:`(C, h, w)`, :obj:`boxes` :math:`(r, 4)` in
+    pixels of the view, the :obj:`side` of the view, :obj:`index` and, if there are, :obj:`tags`.
+
+    Args:
+        dataset (TaggedDataset): :math:`M` photos.
+        boxes (sequence of Tensor): For each, boxes :math:`(r, 4)` in its own pixels.
+        sizes (Tensor): Height and width of each photo :math:`(M, 2)`.
+        banks (dict): The stems of all photos, by view.
+        max_boxes (int, optional): Boxes of a photo that are seen at a time; all if not given.
+
+    Raises:
+        InputError: If there are not boxes for each photo.
+    """
+
+    def __init__(
+        self,
+        dataset: TaggedDataset,
+        boxes: Sequence[Tensor],
+        sizes: Tensor,
+        banks: dict[View, FeatureBank],
+        max_boxes: int | None = None,
+    ) -> None:
+        if len(boxes) != len(dataset):
+            raise InputError(f"Want boxes for each of {len(dataset)} photos, got {len(boxes)}.")
+        self.dataset = dataset
+        self.boxes = boxes
+        self.sizes = sizes
+        self.banks = banks
+        self.max_boxes = max_boxes
+
+    @property
+    def sides(self) -> list[int]:
+        """The sizes of the views."""
+        return list(dict.fromkeys(view.size for view in self.banks))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        index, side = key
+        views = [view for view in self.banks if view.size == side]
+        view = views[int(torch.randint(len(views), ()))]
+        boxes = self.boxes[index]
+        if self.max_boxes is not None and len(boxes) > self.max_boxes:
+            boxes = boxes[torch.randperm(len(boxes))[: self.max_boxes]]
+        height, width = self.sizes[index].tolist()
+        item = {
+            "stem": self.banks[view][index],
+            "boxes": boxes_to_view(boxes.float(), (0, 0, width, height), (side, side), view.flip),
+            "side": side,
+            "index": index,
+        }
+        if self.dataset.tags is not None:
+            item["tags"] = self.dataset.tags[index]
+        return item
+
+
+class BoxViewData(LightningDataModule):
+    """Batches of :class:`BoxViewDataset`, drawn anew in each epoch; one size in each batch.
+
+    What is drawn depends on the seed and the epoch only, so that a training that was cut off
+    continues as it would have done.
+
+    Args:
+        photos (BoxViewDataset): The photos.
+        batch_size (int): Photos in a batch.
+        seed (int): Seed of order, sizes and items.
+        workers (int): Loader processes.
+    """
+
+    def __init__(self, photos: BoxViewDataset, batch_size: int, seed: int, workers: int) -> None:
+        super().__init__()
+        self.photos = photos
+        self.batch_size = batch_size
+        self.seed = seed
+        self.workers = workers
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the loader of the current epoch."""
+        trainer = self.trainer
+        assert trainer is not None
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            self.photos, trainer.world_size, trainer.global_rank, seed=self.seed
+        )
+        sampler.set_epoch(trainer.current_epoch)
+        key = [self.seed % 2**64, trainer.current_epoch, trainer.global_rank, 1]
+        random = np.random.default_rng(key)
+        keys = []
+        for rows in torch.tensor(list(sampler)).split(self.batch_size):
+            side = int(random.choice(self.photos.sides))
+            seeds = random.integers(2**63, size=len(rows)).tolist()
+            keys.append(
+                [((row, side), seed) for row, seed in zip(rows.tolist(), seeds, strict=True)]
+            )
+        return DataLoader(
+            SeededItems(self.photos),
+            batch_sampler=keys,  # a list of batches is one
+            num_workers=self.workers,
+            collate_fn=collate_boxes,
+            generator=torch.Generator(),  # an iterator takes nothing from the chance of training
+        )
+
+
+def box_view_dataset(
+    backbone: Backbone,
+    dataset: TaggedDataset,
+    boxes: Sequence[Tensor],
+    stem_folder: Path,
+    sides: Sequence[int],
+    flip: bool = True,
+    max_boxes: int | None = None,
+    precision: Precision = "auto",
+    progress: Progress = no_progress,
+) -> BoxViewDataset:
+    """Run the frozen stages on every view, unless that is done, and return the views with boxes.
+
+    Args:
+        backbone (Backbone): Its frozen stages are run.
+        dataset (TaggedDataset): :math:`M` photos.
+        boxes (sequence of Tensor): For each, boxes :math:`(r, 4)` in its own pixels.
+        stem_folder (Path): Where the outputs are kept.
+        sides (sequence of int): Sides of the squares to which the photos are resized.
+        flip (bool): Also the mirrored photos. (default: :obj:`True`)
+        max_boxes, precision, progress: See :class:`BoxViewDataset` and
+            :func:`~pgnn_geo.features.stems.stem_bank`.
+    """
+    views = [View(side, mirrored) for side in sides for mirrored in (False, True)[: 1 + flip]]
+    banks = stem_banks(backbone, dataset, stem_folder, views, precision, progress)
+    sizes = torch.tensor([dataset.photo_size(i) for i in range(len(dataset))])
+    return BoxViewDataset(dataset, boxes, sizes, banks, max_boxes)
+
+
+def collate_boxes(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack stems and tags; boxes stay a list, since photos differ in their number."""
+    batch: dict[str, Any] = {
+        name: torch.stack([item[name] for item in items])
+        for name in ("stem", "tags")
+        if name in items[0]
+    }
+    batch["boxes"] = [item["boxes"] for item in items]
+    batch["index"] = torch.tensor([item["index"] for item in items])
+    batch["side"] = items[0]["side"]
+    return batch

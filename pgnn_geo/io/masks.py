@@ -1,0 +1,90 @@
+"""Label images on disk: PNG files with the PASCAL VOC palette, 255 meaning ignore."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from pgnn_geo.errors import InputError
+from pgnn_geo.io.files import atomic_write
+
+IGNORE = 255
+
+#: VOC's names of the labels 1..20.
+VOC_CLASSES: tuple[str, ...] = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person"),
+    *("pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+
+def voc_palette() -> NDArray[np.uint8]:
+    """The 256 colours of the `VOC development kit <http://host.robots.ox.ac.uk/pascal/VOC/>`_.
+
+    Bit :math:`3j + c` of a label is bit :math:`7 - j` of its channel :math:`c`, so that labels that
+    differ little differ much in colour.
+
+    Returns:
+        Array of shape :math:`(256, 3)`.
+    """
+    labels = np.arange(256)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            value = (labels >> (3 * bit + channel) & 1) << (7 - bit)
+            palette[:, channel] |= value.astype(np.uint8)
+    return palette
+
+
+def save_mask(path: str | os.PathLike[str], mask: Tensor | ArrayLike) -> None:
+    """Write a label image as a palette PNG, atomically.
+
+    Args:
+        path (str or PathLike): The file; its folder is made if it is missing.
+        mask (Tensor or array): Integer labels of shape :math:`(H, W)`, each in 0 to 255.
+
+    Raises:
+        InputError: If :obj:`mask` is not such an image.
+    """
+    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    if array.ndim != 2 or array.dtype.kind not in "iu" or 0 in array.shape:
+        raise InputError(
+            f"mask for '{path}' must be integers of shape [H, W], "
+            f"got {array.dtype} of shape {list(array.shape)}"
+        )
+    if array.dtype != np.uint8 and (array.min() < 0 or array.max() > 255):
+        raise InputError(f"mask for '{path}' has labels {array.min()}..{array.max()}, want 0..255")
+    image = Image.fromarray(np.ascontiguousarray(array, dtype=np.uint8))
+    image.putpalette(voc_palette().tobytes())  # turns mode L into P and keeps the labels
+    with atomic_write(path) as handle:
+        image.save(handle, format="PNG")
+
+
+def load_mask(path: str | os.PathLike[str]) -> Tensor:
+    """Read a label image without converting colours: what the file stores are the labels.
+
+    Args:
+        path (str or PathLike): PNG of mode P (palette) or L (grey).
+
+    Returns:
+        uint8 tensor of shape :math:`(H, W)`.
+
+    Raises:
+        InputError: If the file is missing, damaged, or neither a palette nor a grey 8-bit PNG.
+    """
+    try:
+        with Image.open(Path(path), formats=("PNG",)) as image:
+            if image.mode not in ("P", "L"):
+                raise InputError(
+                    f"mask '{path}' has mode {image.mode}; want a palette (P) or grey (L) PNG "
+                    "whose values are labels"
+                )
+            return torch.from_numpy(np.array(image))
+    except FileNotFoundError as error:
+        raise InputError(f"mask '{path}' does not exist") from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise InputError(f"mask '{path}' cannot be read as PNG: {error}") from error

@@ -1,0 +1,59 @@
+"""What the commands that fill an output folder share: the claim on it, and what they print."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import track
+
+from pgnn_geo.errors import InputError
+from pgnn_geo.io.files import first_difference, write_json
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+console = Console()
+
+
+def claim_folder(out: Path, config: "DataclassInstance") -> None:
+    """Record :obj:`config` in :obj:`out`, or check that it is the one recorded there.
+
+    Args:
+        out (Path): The folder; made if it is missing.
+        config (dataclass): Everything that decides what will be in it.
+
+    Raises:
+        InputError: If another configuration is recorded there, or it cannot be written.
+    """
+    wanted = json.loads(json.dumps(asdict(config)))
+    path = out / "config.json"
+    try:
+        if path.is_file():
+            if difference := first_difference(json.loads(path.read_text()), wanted):
+                raise InputError(
+                    f"{out} holds a run of another configuration ({difference}). "
+                    "Choose another --out, or repeat the first command to resume that run."
+                )
+        else:
+            write_json(path, wanted)
+    except OSError as error:
+        raise InputError(f"Output folder {out} cannot be written: {error}") from error
+
+
+def progress(iterable: Iterable[Any], title: str, total: int) -> Iterable[Any]:
+    """Show a progress bar where somebody watches."""
+    hidden = not console.is_terminal
+    return track(iterable, title, total, console=console, transient=True, disable=hidden)
+
+
+@contextmanager
+def timed(title: str) -> Iterator[None]:
+    """Print how long something took."""
+    start = time.perf_counter()
+    yield
+    console.print(f"{title}: {time.perf_counter() - start:.0f} s", highlight=False)

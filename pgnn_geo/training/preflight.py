@@ -1,0 +1,57 @@
+"""What is looked at before any work is done: the machine, the photos, the weights."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from pgnn_geo.datasets.config import DataConfig
+from pgnn_geo.errors import InputError
+from pgnn_geo.nn.backbones import load_weights, resolve_weights
+from pgnn_geo.precision import check_devices, resolve_precision
+from pgnn_geo.training.job import NetworkChoice
+
+
+def describe_machine() -> list[str]:
+    """Return one line each on the packages, the devices and the precision that fits them."""
+    packages = ("torch", "torchvision", "torch-geometric", "torch-scatter", "lightning")
+    lines = []
+    for package in packages:
+        try:
+            lines.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            lines.append(f"{package} is not installed")
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    device = " + ".join(names) or "CPU only"
+    lines.append(f"device: {device}, {torch.get_num_threads()} threads")
+    return [*lines, f"precision auto: {resolve_precision('auto')}"]
+
+
+def find_problems(data: DataConfig | None, network: NetworkChoice, devices: int = 1) -> list[str]:
+    """Return everything wrong with photos, tags, masks, weights and devices, one line each."""
+    problems = []
+    try:
+        if data is not None:
+            problems += data.build(with_masks=data.has_masks()).check()
+    except InputError as error:
+        problems.append(str(error))
+    try:
+        if entry := resolve_weights(network.backbone, network.weights):
+            load_weights(entry)
+    except InputError as error:
+        problems.append(str(error))
+    try:
+        check_devices(devices)
+    except InputError as error:
+        problems.append(str(error))
+    return problems
+
+
+def raise_problems(problems: list[str], most: int = 20) -> None:
+    """Raise one error that lists all problems, if there are any."""
+    if problems:
+        rest = f"\n  ... and {len(problems) - most} more" if len(problems) > most else ""
+        raise InputError(
+            f"{len(problems)} problem(s) found before any work was done:\n  "
+            + "\n  ".join(problems[:most])
+            + rest
+        )

@@ -1,0 +1,200 @@
+"""`pgnn-geo segment` as its user meets it, on a small set in VOC layout."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pgnn_geo.app.cli import main
+from pgnn_geo.app.config import SegmentationNetworkConfig, SegmentConfig
+from pgnn_geo.app.stage2 import labelled_photos
+from pgnn_geo.datasets import Shapes
+from pgnn_geo.datasets.config import DataConfig
+from pgnn_geo.errors import InputError
+from pgnn_geo.inference.segmenter import Segmenter
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.io.masks import load_mask, save_mask
+from pgnn_geo.metrics import ConfusionMatrix
+
+TINY = [
+    "--network.backbone=vgg_tiny",
+    "--network.weights=null",
+    "--network.hidden_channels=32",
+    "--train.freeze_stages=1",
+    "--train.size=64",
+    "--train.crop=64",
+    "--train.epochs=2",
+    "--train.workers=0",
+]
+LEDGER = SupervisionLedger(tags="csv (voc train)", tuned_on_truth=("background score",))
+
+
+@pytest.fixture(scope="module")
+def labels(shapes_root, tmp_path_factory):
+    """Pseudo-labels of the training photos: true masks, with the ledger that says so."""
+    folder = tmp_path_factory.mktemp("stage1") / "labels"
+    folder.mkdir()
+    for path in (shapes_root / "SegmentationClass").glob("train_*.png"):
+        shutil.copy(path, folder)
+    record = {
+        "supervision": LEDGER.to_dict(),
+        "classes": Shapes(shapes_root, "train", (20, 10), 64).classes,
+    }
+    (folder / "labels.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.fixture
+def damaged(labels, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(labels, tmp_path / "damaged")
+
+
+@pytest.fixture(scope="module")
+def finished(shapes_root, labels, tmp_path_factory):
+    """A training by the installed command, as a process of its own."""
+    before = {path: path.read_bytes() for path in labels.iterdir()}
+    out = tmp_path_factory.mktemp("segment") / "out"
+    arguments = [f"--labels={labels}", f"--root={shapes_root}", f"--out={out}", *TINY]
+    command = [sys.executable, "-m", "pgnn_geo.app.cli", "segment", *arguments, "--mutual=tags"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    assert before == {path: path.read_bytes() for path in labels.iterdir()}
+    return out, [*arguments, "--mutual=tags"], result.stdout
+
+
+def test_it_leaves_a_segmenter_masks_pictures_and_figures(finished, shapes_root):
+    out, _, printed = finished
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["images"] == 10 and metrics["split"] == "val" and metrics["mutual"] == "tags"
+    assert metrics["supervision"] == LEDGER.to_list()
+    val = Shapes(shapes_root, "val", num_images=(20, 10), size=64, with_masks=True)
+    segmenter = Segmenter.from_pretrained(out / "segmenter")
+    assert segmenter.classes == val.classes and segmenter.ledger == LEDGER
+    assert segmenter.metrics == metrics["segmenter"]
+    assert segmenter.side == 64
+    matrix = ConfusionMatrix(5, val.classes)
+    for item in val:
+        photo, truth = (item[name].as_subclass(torch.Tensor) for name in ("image", "mask"))
+        mask = load_mask(out / "predictions" / f"{item['image_id']}.png")
+        assert torch.equal(mask, segmenter.label(photo, flip=True))
+        matrix.update(mask, truth)
+    assert json.loads(json.dumps(matrix.compute().to_dict())) == metrics["segmenter"]
+    assert f"{100 * metrics['segmenter']['miou']:.1f}" in printed and "supervision" in printed
+    assert {path.name for path in (out / "overlays").iterdir()} == {"sheet-1.png", "sheet-2.png"}
+
+
+def test_labels_of_every_epoch_lie_beside_the_segmenter(finished, shapes_root):
+    out, _, printed = finished
+    assert "labels_miou" in printed
+    train = Shapes(shapes_root, "train", num_images=(20, 10), size=64)
+    for epoch in (1, 2):
+        folder = out / "labels" / f"epoch-{epoch:03d}"
+        record = json.loads((folder / "changed.json").read_text())
+        assert record["scores"]["images"] == 20
+        for image_id, tags in zip(train.image_ids, train.tags, strict=True):
+            allowed = {0, *(tags.nonzero()[:, 0] + 1).tolist()}
+            assert set(load_mask(folder / f"{image_id}.png").unique().tolist()) <= allowed
+
+
+def test_a_finished_training_says_so_and_does_nothing(finished, monkeypatch, capsys):
+    out, arguments, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    main(["segment", *arguments])
+    assert "is done" in capsys.readouterr().out
+    monkeypatch.chdir(out.parent)  # the same folders by other names
+    labels = os.path.relpath(arguments[0].removeprefix("--labels="))
+    main(["segment", *arguments, f"--labels={labels}", "--out=out"])
+    assert "is done" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit):
+        main(["segment", *arguments, "--train.lr=1"])
+    assert "train.lr: 0.0002 there, 1.0 asked for" in capsys.readouterr().err
+
+
+def test_a_training_that_was_cut_off_is_completed(finished, tmp_path, capsys):
+    done, arguments, _ = finished
+    out = tmp_path / "again"
+    shutil.copytree(done, out)
+    (out / "metrics.json").unlink()
+    shutil.rmtree(out / "segmenter")
+    main(["segment", *arguments, f"--out={out}"])
+    assert "epoch 1/2" not in capsys.readouterr().out  # its checkpoint is read
+    for name in ("metrics.json", "segmenter/model.safetensors"):
+        assert (out / name).read_bytes() == (done / name).read_bytes()
+
+
+def test_true_masks_are_in_the_ledger(shapes_root, tmp_path):
+    out = tmp_path / "truth"
+    arguments = ["--labels=truth", f"--root={shapes_root}", f"--out={out}", "--eval_split=null"]
+    main(["segment", *arguments, *TINY, "--train.epochs=1", "--recipe=deeplab"])
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["supervision"] == ["masks: true masks (voc train)"]
+    assert "segmenter" not in metrics and not (out / "predictions").exists()
+    assert Segmenter.from_pretrained(out / "segmenter").ledger.masks == "true masks (voc train)"
+    config = json.loads((out / "config.json").read_text())["train"]
+    assert (config["optimizer"], config["head"], config["crop"]) == ("sgd", "aspp", 64)
+    assert (config["epochs"], config["steps"]) == (1, None)
+
+
+def error_of(capsys, *arguments):
+    with pytest.raises(SystemExit) as stop:
+        main(["segment", *arguments, *TINY])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_bad_labels_are_one_error_before_any_work(shapes_root, damaged, tmp_path, capsys):
+    (damaged / "train_00001.png").unlink()
+    save_mask(damaged / "train_00002.png", torch.zeros(10, 12, dtype=torch.uint8))
+    save_mask(damaged / "train_00003.png", torch.full((64, 64), 9, dtype=torch.uint8))
+    (damaged / "train_00004.png").write_bytes(b"torn")
+    (shapes := tmp_path / "voc").mkdir()
+    shutil.copytree(shapes_root, shapes, dirs_exist_ok=True)
+    (shapes / "JPEGImages" / "val_00003.jpg").unlink()
+    out = tmp_path / "out"
+    error = error_of(capsys, f"--labels={damaged}", f"--root={shapes}", f"--out={out}")
+    for words in (
+        "5 problem(s)",
+        "train_00001.png' does not exist",
+        "train_00002.png' is 12 x 10, its photo 64 x 64",
+        "train_00003.png' has labels 9 (1 in all), want 0..5 or 255",
+        "train_00004.png' cannot be read",
+        "val_00003.jpg",
+    ):
+        assert words in error
+    assert not out.exists()
+
+
+def test_other_mistakes(shapes_root, damaged, tmp_path, capsys):
+    arguments = [f"--root={shapes_root}", f"--out={tmp_path / 'out'}"]
+    assert "no folder of label images" in error_of(capsys, "--labels=nowhere", *arguments)
+    out = f"--out={tmp_path / 'other'}"
+    order = "--classes=bird,fish,beetle,tree,house"
+    error = error_of(capsys, f"--labels={damaged}", *arguments, out, order)
+    assert "of the classes fish, bird" in error and "--classes" in error
+    out = f"--out={tmp_path / 'truth'}"
+    assert "not true masks" in error_of(capsys, "--labels=truth", "--mutual=tags", *arguments, out)
+    (damaged / "labels.json").write_text("{}")
+    out = f"--out={tmp_path / 'record'}"
+    assert "supervision" in error_of(capsys, f"--labels={damaged}", *arguments, out)
+
+
+def test_labels_without_a_record_are_of_unknown_origin(shapes_root, damaged, tmp_path):
+
+    (damaged / "labels.json").unlink()
+    data = DataConfig("voc", str(shapes_root))
+    network = SegmentationNetworkConfig("vgg_tiny", None)
+    config = SegmentConfig(data=data, labels=str(damaged), network=network)
+    dataset, ledger = labelled_photos(config)
+    assert ledger.to_list() == ["masks: label images of unknown origin (damaged)"]
+    assert len(dataset) == 20
+    voc = shutil.copytree(shapes_root, tmp_path / "voc")
+    shutil.rmtree(voc / "SegmentationClass")
+    with pytest.raises(InputError, match="no true masks"):
+        labelled_photos(replace(config, data=DataConfig("voc", str(voc)), labels="truth"))

@@ -1,0 +1,59 @@
+import os
+
+import pytest
+
+from pgnn_geo.io.files import atomic_folder, atomic_write, first_difference, write_json
+
+
+def test_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "deep" / "figures.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), atomic_write(path) as handle:
+        handle.write(b"half")
+        raise RuntimeError
+    assert path.read_text() == '{\n  "a": 1\n}\n'
+    assert os.listdir(path.parent) == ["figures.json"]
+
+
+def test_mode_is_that_of_an_ordinary_file(tmp_path):
+    mask = os.umask(0o022)
+    try:
+        write_json(tmp_path / "x.json", 1)
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "x.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "deep" / "model"
+    with pytest.raises(RuntimeError), atomic_folder(folder) as temporary:
+        (temporary / "a").write_text("half")
+        raise RuntimeError
+    assert os.listdir(folder.parent) == []
+    mask = os.umask(0o022)
+    try:
+        with atomic_folder(folder) as temporary:
+            (temporary / "a").write_text("first")
+            assert not folder.exists()
+    finally:
+        os.umask(mask)
+    assert folder.stat().st_mode & 0o777 == 0o755
+    with pytest.raises(RuntimeError), atomic_folder(folder) as temporary:
+        raise RuntimeError
+    assert (folder / "a").read_text() == "first"
+    with atomic_folder(folder) as temporary:
+        (temporary / "b").write_text("second")
+    assert os.listdir(folder) == ["b"] and os.listdir(folder.parent) == ["model"]
+
+
+def test_first_difference():
+    found = {"a": 1, "b": {"c": [1, 2], "d": 0}}
+    assert first_difference(found, {"b": {"d": 0, "c": [1, 2]}, "a": 1}) is None
+    assert first_difference(found, {"a": 1, "b": {"c": [1], "d": 0}}) == (
+        "b.c: [1, 2] there, [1] asked for"
+    )
+    assert first_difference(found, {"a": 1}).startswith("b: {'c': [1, 2]")
+    # A setting that there was not yet is one that is not made use of.
+    assert first_difference(found, {**found, "e": None}) is None
+    assert first_difference(found, {"e": None, **found, "a": 2}) == "a: 1 there, 2 asked for"
+    assert first_difference(found, {**found, "e": {"f": 1}}) == "e: None there, {'f': 1} asked for"
