@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import write_json
+from pgnn_geo.io.files import write_json
 
 #: Bytes that are written between two notes of how far the file is.
 _NOTE_EVERY = 1 << 26

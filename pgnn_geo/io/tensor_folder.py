@@ -1,4 +1,4 @@
-"""Tensors and plain values in one folder, without pickle: ``model.safetensors``, ``config.json``."""
+"""Tensors and plain values in one folder, ``model.safetensors`` and ``config.json``: no pickle."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.files import atomic_folder, write_json
+from pgnn_geo.io.files import atomic_folder, write_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 

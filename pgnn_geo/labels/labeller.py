@@ -18,9 +18,9 @@ from pgnn_geo.features import (
     no_progress,
 )
 from pgnn_geo.features.views import digest_of_tensors
+from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.tensor_folder import load_tensors, read_tensor_folder, write_tensor_folder
 from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, fit_evidence
-from pgnn_geo.ledger import SupervisionLedger
 from pgnn_geo.nn.backbones import Backbone, BackboneName, build_backbone
 
 _FORMAT = "pgnn_geo evidence model 1"

@@ -42,7 +42,7 @@ def means(dataset: TaggedDataset, folder: Path) -> tuple[FeatureBank, ...]:
         shown = dataset.with_transform(View(SIZE, flip, pad=True).transform)
         images = torch.stack([item["image"].as_subclass(Tensor) for item in shown])
         path, pooled = folder / f"stem-{flip}.npy", F.avg_pool2d(images, STRIDE)
-        banks.append(FeatureBank.build(path, lambda first: [pooled], len(shown), {}))
+        banks.append(FeatureBank.build(path, lambda first, pooled=pooled: [pooled], len(shown), {}))
     return tuple(banks)
 
 
