@@ -24,7 +24,10 @@ LAYERS = (
     ("app",),
 )
 #: What else a package does without.
-WITHOUT = dict.fromkeys(("datasets", "losses", "metrics"), ("graph", "nn"))
+WITHOUT = {
+    **dict.fromkeys(("datasets", "losses", "metrics"), ("graph", "nn")),
+    **dict.fromkeys(("labels", "training", "boxes"), ("viz",)),
+}
 #: Packages that only the application imports.
 APP_ONLY = ("boxes",)
 #: What lies beside the packages.

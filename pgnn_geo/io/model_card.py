@@ -8,7 +8,7 @@ from pgnn_geo.io.ledger import SupervisionLedger
 _USE = """\
 ```python
 import torchvision
-from pgnn_geo.inference.segmenter import Segmenter
+from pgnn_geo import Segmenter
 
 segmenter = Segmenter.from_pretrained("THIS_FOLDER_OR_HUB_ID")
 photo = torchvision.io.decode_image("photo.jpg", "RGB", apply_exif_orientation=True)

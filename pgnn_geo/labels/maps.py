@@ -46,7 +46,7 @@ class MapConfig:
             stages: of the :obj:`"pretrained"` backbone that training started from, of the
             :obj:`"trained"` one, or :obj:`"auto"`: the former where there is one.
         propagation_whitening (float, optional): Ridge of the whitening of these features, see
-            :class:`~pgnn_geo.features.whitening.WhitenedFeatures`; none by default. It helps
+            :class:`~pgnn_geo.features.WhitenedFeatures`; none by default. It helps
             features of random weights trained on few photos, and harms those of ImageNet.
         output_stride (int): Stride of the feature map.
         seed (int): Seed of the choice of partners.

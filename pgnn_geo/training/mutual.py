@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pgnn_geo.datasets import Item, TaggedDataset
 from pgnn_geo.errors import InputError
-from pgnn_geo.features.views import Progress, no_progress
+from pgnn_geo.features.stems import Progress, no_progress
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_mask
@@ -50,7 +50,7 @@ class MutualComplement(Callback):
             default every one does.
         truth (TaggedDataset, optional): The same photos with true masks, for measuring only.
         ledger (SupervisionLedger, optional): What the training is made from.
-        progress (callable, optional): See :data:`~pgnn_geo.features.views.Progress`.
+        progress (callable, optional): See :data:`~pgnn_geo.features.Progress`.
 
     Raises:
         InputError: If an argument is out of range, tags are wanted and missing, or the truth is of

@@ -109,7 +109,7 @@ def padded_stems(
         dataset (TaggedDataset): The photos.
         folder (Path): Where the outputs are kept.
         size (int): Long side of the photos, and side of the square, in pixels.
-        precision, progress: See :func:`~pgnn_geo.features.stems.stem_bank`.
+        precision, progress: See :func:`~pgnn_geo.features.stem_bank`.
     """
     views = (View(size, pad=True), View(size, flip=True, pad=True))
     return tuple(stem_banks(backbone, dataset, folder, views, precision, progress).values())

@@ -187,7 +187,7 @@ def stem_banks(
         dataset (TaggedDataset): The photos.
         folder (Path): Where the outputs are kept.
         views (iterable of View): How photos are seen.
-        precision, progress: See :func:`~pgnn_geo.features.stems.stem_bank`.
+        precision, progress: See :func:`~pgnn_geo.features.stem_bank`.
     """
     backbone.to(default_device())
     return {view: stem_bank(backbone, dataset, folder, view, progress, precision) for view in views}

@@ -137,7 +137,7 @@ def train_adjuster(
         out (Path): Folder for checkpoints and logs.
         config (AdjusterTrainingConfig, optional): Hyper-parameters; default values if not given.
         stem_folder, callbacks, name, console, progress: See
-            :func:`~pgnn_geo.boxes.training.detector.train_detector`.
+            :func:`~pgnn_geo.boxes.training.train_detector`.
 
     Returns:
         The trained network, in evaluation mode.

@@ -148,7 +148,7 @@ def box_view_dataset(
         sides (sequence of int): Sides of the squares to which the photos are resized.
         flip (bool): Also the mirrored photos. (default: :obj:`True`)
         max_boxes, precision, progress: See :class:`BoxViewDataset` and
-            :func:`~pgnn_geo.features.stems.stem_bank`.
+            :func:`~pgnn_geo.features.stem_bank`.
     """
     views = [View(side, mirrored) for side in sides for mirrored in (False, True)[: 1 + flip]]
     banks = stem_banks(backbone, dataset, stem_folder, views, precision, progress)
