@@ -48,11 +48,7 @@ def fit_tag_evidence(features: Tensor, tags: Tensor, penalty: float = 1e-3) -> T
         )
     if penalty <= 0:
         raise InputError(f"penalty={penalty}: want more than 0")
-    if (everywhere := tags.bool().all(dim=0)).any():
-        raise InputError(
-            f"All {len(tags)} photos have the tag of class {int(everywhere.nonzero()[0]) + 1}: "
-            "nothing tells its objects from what is around them. Add photos without it."
-        )
+    check_tags(tags)
     x, t = features.double(), 2 * tags.double() - 1
     shape = (tags.size(1), features.size(1) + 1)
 
@@ -63,3 +59,12 @@ def fit_tag_evidence(features: Tensor, tags: Tensor, penalty: float = 1e-3) -> T
 
     w = minimise(loss, x.new_zeros(shape).flatten()).view(shape).float()
     return TagEvidence(w[:, :-1].contiguous(), w[:, -1].contiguous())
+
+
+def check_tags(tags: Tensor) -> None:
+    """Raise an :class:`InputError` if nothing can be learned from multi-hot tags :obj:`[M, K]`."""
+    if (everywhere := tags.bool().all(dim=0)).any():
+        raise InputError(
+            f"All {len(tags)} photos have the tag of class {int(everywhere.nonzero()[0]) + 1}: "
+            "nothing tells its objects from what is around them. Add photos without it."
+        )

@@ -20,6 +20,7 @@ from pgnn_geo.features import (
 from pgnn_geo.features.views import digest_of_tensors
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.tensor_folder import load_tensors, read_tensor_folder, write_tensor_folder
+from pgnn_geo.labels.evidence import check_tags
 from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, fit_evidence
 from pgnn_geo.nn.backbones import Backbone, BackboneName, build_backbone
 
@@ -96,6 +97,7 @@ class Labeller:
         """
         if dataset.tags is None:
             raise InputError("Learning from tags needs image tags; this split has none.")
+        check_tags(dataset.tags)  # before the features, which take a while
         features = features or FrozenFeatureConfig()
         backbone = source.build().to(device)
         bank = frozen_features(backbone, dataset, folder, features, progress)

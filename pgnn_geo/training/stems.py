@@ -239,7 +239,9 @@ def with_boxes(batch: dict[str, Any], boxes: NodeBoxes | None, features: Tensor)
 
 def graph_of(batch: dict[str, Any]) -> dict[str, Any]:
     """The arguments of :meth:`PGNN.forward_features` that say what its graphs are made of."""
-    return {name: batch[name] for name in ("group", "boxes", "box_class") if name in batch}
+    return {
+        name: batch[name] for name in ("group", "node_class", "boxes", "box_class") if name in batch
+    }
 
 
 def empty_store(path: Path, dataset: TaggedDataset, **options: Any) -> AttentionStore:
