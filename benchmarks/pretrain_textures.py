@@ -17,10 +17,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pgnn_geo.nn.backbones import build_backbone
+from pgnn_geo.nn.backbones import PackagedWeights, build_backbone
 
 
 class Textures:
@@ -83,7 +82,7 @@ def main() -> None:
     cli = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    cli.add_argument("--out", type=Path, required=True, help="folder of vgg_tiny_textures")
+    cli.add_argument("--out", type=Path, required=True, help="folder of the file")
     cli.add_argument("--steps", type=int, default=1500)
     cli.add_argument("--batch", type=int, default=16)
     cli.add_argument("--side", type=int, default=128)
@@ -126,7 +125,7 @@ def main() -> None:
         for name, value in backbone.stages.state_dict().items()
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    save_file(state, args.out / "vgg_tiny_textures.safetensors")
+    torch.save(state, args.out / PackagedWeights.TEXTURES.value)
 
 
 if __name__ == "__main__":
