@@ -37,6 +37,7 @@ try:
         SegmentationTrainingConfigChanges,
         recipe_with,
     )
+    from pgnn_geo.app.demo import demo_config
     from pgnn_geo.app.labelling import label as label_photos
     from pgnn_geo.app.recipes import recipe_file
     from pgnn_geo.boxes.cli import adjuster, detect
@@ -54,7 +55,7 @@ try:
     from pgnn_geo.precision import Precision, default_device
     from pgnn_geo.training.attention import AttentionTrainingConfig
     from pgnn_geo.training.preflight import describe_machine, find_problems, raise_problems
-    from pgnn_geo.training.segmentation import RECIPES, RecipeName
+    from pgnn_geo.training.segmentation import RecipeName
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"pgnn-geo needs the package {error.name!r}: pip install 'pgnn-geo[train]'"
@@ -81,32 +82,7 @@ def demo(out: str = "runs/demo", epochs: int = 30, seed: int = 0) -> None:
         epochs: Epochs of stage 2.
         seed: Seed of stage 2.
     """
-    config = RunConfig(
-        data=DataConfig(data="shapes", root=str(Path(out) / "shapes")),
-        baseline=True,
-        network=ModelConfig(backbone="vgg_tiny", weights="TEXTURES"),
-        features=FrozenFeatureConfig(size=192, stride=8, output_stride=8),
-        labels=LabelConfig(background=0.4),
-        cam_labels=LabelConfig(background=0.2),
-        segment=Stage2Config(
-            network=SegmentationNetworkConfig("vgg_tiny", weights=None, hidden_channels=256),
-            train=RECIPES["short"].changed(
-                freeze_stages=0,
-                augment="crop",
-                scale=(0.8, 1.2),
-                train_stride=None,
-                epochs=epochs,
-                batch_size=4,
-                size=128,
-                crop=128,
-                lr=3e-3,
-                head_factor=1.0,
-                seed=seed,
-                workers=0,
-            ),
-        ),
-    )
-    pipeline.run(config, Path(out))
+    pipeline.run(demo_config(Path(out), epochs, seed), Path(out))
 
 
 def run(

@@ -25,7 +25,12 @@ TRAINED = [
     "--train.workers=0",
     "--maps.size=64",
 ]
-OPTIONS = {"best": FROZEN, "paper": [*TRAINED, "--network.grid=2"], "cam": TRAINED}
+OPTIONS = {
+    "best": FROZEN,
+    "paper": [*TRAINED, "--network.grid=2"],
+    "cam": TRAINED,
+    "trained": [*TRAINED, "--train.completion.size=64"],
+}
 
 
 def settings(capsys, *options):

@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -43,8 +42,8 @@ TINY = [
     "--segment=off",
 ]
 MAPS = ["--maps.size=64", "--maps.partners=1"]
-RECIPE = f"--recipe={Path(__file__).parents[1] / 'app' / 'trained.yaml'}"
-RUN = [RECIPE, *TINY, *MAPS, "--patches=boxes", "--box_size=3"]
+RECIPE = ["--recipe=trained", "--baseline=true", "--labels.refine=none"]
+RUN = [*RECIPE, *TINY, *MAPS, "--patches=boxes", "--box_size=3"]
 
 
 @pytest.fixture(scope="module")
@@ -230,7 +229,7 @@ def test_without_a_graph_there_is_nothing_to_set_of_it(shapes_root, tmp_path, ca
         "run",
         f"--root={shapes_root}",
         f"--out={tmp_path / 'out'}",
-        "--flow=trained",
+        "--recipe=trained",
         *TINY,
         *MAPS,
     ]

@@ -1,0 +1,49 @@
+"""The run of ``pgnn-geo demo``, on the embedded data set."""
+
+from pathlib import Path
+
+from pgnn_geo.app.config import (
+    LabelConfig,
+    ModelConfig,
+    RunConfig,
+    SegmentationNetworkConfig,
+    Stage2Config,
+)
+from pgnn_geo.datasets.config import DataConfig
+from pgnn_geo.features import FrozenFeatureConfig
+from pgnn_geo.training.segmentation import RECIPES
+
+
+def demo_config(out: Path, epochs: int = 30, seed: int = 0) -> RunConfig:
+    """Return the settings of the demo: the frozen flow, on a tiny backbone that knows textures.
+
+    Args:
+        out (Path): Folder of the run; the data set is made in its folder :obj:`shapes`.
+        epochs (int): Epochs of stage 2. (default: :obj:`30`)
+        seed (int): Seed of stage 2. (default: :obj:`0`)
+    """
+    return RunConfig(
+        data=DataConfig(data="shapes", root=str(out / "shapes")),
+        baseline=True,
+        network=ModelConfig(backbone="vgg_tiny", weights="TEXTURES"),
+        features=FrozenFeatureConfig(size=192, stride=8, output_stride=8),
+        labels=LabelConfig(background=0.4),
+        cam_labels=LabelConfig(background=0.2),
+        segment=Stage2Config(
+            network=SegmentationNetworkConfig("vgg_tiny", weights=None, hidden_channels=256),
+            train=RECIPES["short"].changed(
+                freeze_stages=0,
+                augment="crop",
+                scale=(0.8, 1.2),
+                train_stride=None,
+                epochs=epochs,
+                batch_size=4,
+                size=128,
+                crop=128,
+                lr=3e-3,
+                head_factor=1.0,
+                seed=seed,
+                workers=0,
+            ),
+        ),
+    )
