@@ -328,7 +328,7 @@ class Plan:
         """Return what a row comes down to."""
         variant, model, config = self.variants[row.variant]
         completed = config.train_of(model).completion_epochs > 0
-        start = config.maps if completed else config.train.completion
+        start = config.maps_of("pgnn") if completed else config.train.completion_maps
         graph = network_of(config, model).layers > 0
 
         def maps_of(changes: dict[str, Any]) -> MapConfig:

@@ -234,7 +234,7 @@ def test_equal_maps_are_inferred_once(plan: ModuleType) -> None:
     default = found.of(row("", "pgnn", "default"))
     assert default.map_config == base.maps_of("pgnn") and default.maps != "default"
     assert found.of(row("", "cam", "none")).map_config == replace(
-        base.train.completion, propagate="none"
+        base.train.completion_maps, propagate="none"
     )
     for variant in ("cam", "no-graph"):  # one head: nothing comes after a graph
         assert found.of(row("", variant, "after")).maps == "before"

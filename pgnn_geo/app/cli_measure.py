@@ -8,7 +8,7 @@ from pgnn_geo.app.report import read_run, write_report
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.files import write_json
-from pgnn_geo.io.run_folder import console
+from pgnn_geo.io.run_folder import console, progress
 from pgnn_geo.viz.report import score_table
 
 
@@ -29,7 +29,7 @@ def evaluate(
     photos = DataConfig(root=root, **source)
     if not photos.has_masks():
         raise InputError("There is nothing to measure against: pass --masks, or a split with masks")
-    scores = evaluate_labels(Path(labels), photos.build(with_masks=True)).to_dict()
+    scores = evaluate_labels(Path(labels), photos.build(with_masks=True), progress).to_dict()
     console.print(score_table({"": scores}, f"{scores['images']} images"))
     if out is not None:
         write_json(out, scores)

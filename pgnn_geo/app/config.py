@@ -299,9 +299,8 @@ class RunConfig:
 
     def maps_of(self, name: ModelName) -> MapConfig:
         """Return how the maps of a model are inferred."""
-        if name == "pgnn":
-            return self.maps
-        return replace(self.maps, **CAM_MAPS)
+        maps = replace(self.maps, size=self.maps.size or self.train.size)
+        return maps if name == "pgnn" else replace(maps, **CAM_MAPS)
 
     def labels_of(self, name: ModelName) -> LabelConfig:
         """Return how the labels of a model are made from its maps."""

@@ -184,7 +184,7 @@ def summarize(
     truth = config.data.build(with_masks=True) if config.data.has_masks() else None
     if truth is not None:
         for name in config.names:
-            metrics[name] = evaluate(out / name / "labels", truth).to_dict()
+            metrics[name] = evaluate(out / name / "labels", truth, progress).to_dict()
     folders = {TITLES[name]: out / name / "labels" for name in config.names}
     label_sheets(out / "overlays", truth or dataset, folders)
     return {

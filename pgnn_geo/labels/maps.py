@@ -30,7 +30,8 @@ class MapConfig:
     """How attention maps are inferred.
 
     Args:
-        size (int): Side of the square that photos are squashed to, in pixels.
+        size (int, optional): Side of the square that photos are squashed to, in pixels: 256 if not
+            given, in a run that of the training.
         scales (sequence of float): Multiples of :obj:`size`; the maps are summed.
         flip (bool): Average what the network says with what it says of the mirrored photo.
         source (str): For a P-GNN, the head whose maps are taken: :obj:`"graph"`, the one after the
@@ -53,7 +54,7 @@ class MapConfig:
         precision (str): Of the network: :obj:`"auto"` or one of Lightning's names.
     """
 
-    size: int = 256
+    size: int | None = None
     scales: Sequence[float] = (1.0,)
     flip: bool = True
     source: Literal["graph", "backbone"] = "graph"
@@ -127,12 +128,13 @@ def attention_maps(
     device = model.backbone.device
     model.eval()
     model.backbone.set_output_stride(config.output_stride)
-    side = -(-config.size // config.output_stride)
+    base = config.size or 256
+    side = -(-base // config.output_stride)
     total = TaggedMaps.empty(tags, side)
     width = model.num_classes if before else model.backbone.out_channels
     try:
         for scale in config.scales:
-            size = max(16, round(config.size * scale / 16) * 16)
+            size = max(16, round(base * scale / 16) * 16)
             with tempfile.TemporaryDirectory(dir=scratch_folder, prefix="features-") as scratch:
                 bank = FeatureBank.build(
                     Path(scratch) / "features.npy",

@@ -44,7 +44,7 @@ class AttentionTrainingConfig:
         completion_epochs (int): Epochs after those in which the network is trained toward its own
             maps, completed by :obj:`completion`, see :class:`~pgnn_geo.losses.SeedingLoss`.
         completion (MapConfig): How these maps are inferred and propagated; with precision
-            :obj:`"auto"`, in that of the training.
+            :obj:`"auto"`, in that of the training, and without a size, in its size.
         foreground (float): Reference above which a class is seen in those epochs.
         background (float): Reference below which there is background; between, nothing is learned.
         node_classes (str): Classes of the graph's nodes, see :class:`~pgnn_geo.nn.PGNN`:
@@ -100,10 +100,10 @@ class AttentionTrainingConfig:
 
     @property
     def completion_maps(self) -> MapConfig:
-        """Return :obj:`completion`, its precision settled."""
-        if self.completion.precision == "auto":
-            return replace(self.completion, precision=self.precision)
-        return self.completion
+        """Return :obj:`completion`, its size and precision settled."""
+        maps = self.completion
+        precision = self.precision if maps.precision == "auto" else maps.precision
+        return replace(maps, size=maps.size or self.size, precision=precision)
 
 
 class AttentionModule(LightningModule):

@@ -1,6 +1,6 @@
 """What stage 1 sees in a step: groups of same-class photos, windows of their frozen stems."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,27 @@ class SeededItems(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self.dataset[index]
+
+
+class SeededOrder(Sampler[tuple[int, int]]):
+    """The items of a sampler, with a seed for each item of :class:`SeededItems`.
+
+    Args:
+        order (Sampler): Picks the items.
+        key (sequence of int): What the seeds follow from, such as a seed, an epoch and a rank.
+    """
+
+    def __init__(self, order: Sampler[int], key: Sequence[int]):
+        self.order = order
+        self.key = [number % 2**64 for number in key]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        picked = list(self.order)
+        seeds = np.random.SeedSequence(self.key).generate_state(len(picked), np.uint64)
+        return iter(zip(picked, seeds.tolist(), strict=True))
+
+    def __len__(self) -> int:
+        return len(self.order)  # type: ignore[arg-type]
 
 
 class SeededGroups(Sampler[list[tuple[int, int]]]):
