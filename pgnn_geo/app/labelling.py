@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -82,8 +83,9 @@ def label(
             of such a model, if :obj:`out` holds labels made from something else or cannot be
             written, or if the refinement cannot be had.
     """
+    own = out / ".features"  # kept until the labels are there: what was cut off goes on with them
     if checkpoint.is_dir():
-        source = _evidence(checkpoint, dataset, maps, labels, cache or out.parent, boxes, step)
+        source = _evidence(checkpoint, dataset, maps, labels, cache or own, boxes, step)
     else:
         source = _network(checkpoint, dataset, maps, labels, cache, out.parent, boxes, step)
     if source.classes != dataset.classes:
@@ -117,6 +119,7 @@ def label(
         for image_id, mask in zip(dataset.image_ids, masks, strict=True):
             save_mask(out / f"{image_id}.png", mask)
         write_json(done, record)
+    shutil.rmtree(own, ignore_errors=True)
     return out
 
 

@@ -16,7 +16,7 @@ class TagEvidence(NamedTuple):
     bias: Tensor  #: :math:`(K)`
 
 
-def fit_tag_evidence(features: Tensor, tags: Tensor, penalty: float = 1e-3) -> TagEvidence:
+def fit_tag_evidence(features: Tensor, tags: Tensor, penalty: float = 1e-6) -> TagEvidence:
     r"""Fit one logistic regression per class to the mean features of photos.
 
     .. math::
@@ -31,7 +31,7 @@ def fit_tag_evidence(features: Tensor, tags: Tensor, penalty: float = 1e-3) -> T
     Args:
         features (torch.Tensor): The mean features of the photos, centred.
         tags (torch.Tensor): Their multi-hot tags.
-        penalty (float): :math:`\lambda`, positive. (default: :obj:`1e-3`)
+        penalty (float): :math:`\lambda`, positive. (default: :obj:`1e-6`)
 
     Shapes:
         - **features:** :math:`(M, C)`

@@ -53,30 +53,37 @@ class EvidenceConfig:
         penalty, partial, iterations (float): See
             :func:`~pgnn_geo.labels.position_classifier.fit_position_classifier`.
         positions (int): The most positions that it learns from, spread evenly over the photos.
-        rounds (int): Times that it is trained: on the maps of the prototypes, then on its own.
+        prototype_rounds (int): Times that prototypes are made: from the evidence of the tags, then
+            from the maps of those before.
+        classifier_rounds (int): Times that the classifier is trained: on the maps of the
+            prototypes, then on its own.
         grid (int, optional): Patches per side of a photo's graph; single positions by default.
 
     Raises:
         InputError: If a value is out of range.
     """
 
-    evidence_penalty: float = 1e-3
-    threshold: float = 0.3
+    evidence_penalty: float = 1e-6
+    threshold: float = 0.5
     power: float = 2.0
     foreground: float = 0.55
     background: float = 0.3
-    penalty: float = 1e-4
-    partial: float = 1.0
+    penalty: float = 1e-3
+    partial: float = 0.3
     iterations: int = 100
     positions: int = 65536
-    rounds: int = 1
+    prototype_rounds: int = 2
+    classifier_rounds: int = 1
     grid: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rounds < 0 or self.positions < 1:
-            raise InputError(
-                f"rounds={self.rounds}, positions={self.positions}: want 0 or more, and 1 or more"
-            )
+        counts = {
+            "prototype_rounds": self.prototype_rounds,
+            "classifier_rounds": self.classifier_rounds,
+            "positions": self.positions,
+        }
+        if wrong := [f"{name}={value}" for name, value in counts.items() if value < 1]:
+            raise InputError(f"{', '.join(wrong)}: want 1 or more")
 
 
 class EvidenceModel(nn.Module):
@@ -160,9 +167,13 @@ def fit_evidence(
     weight, _ = fit_tag_evidence(means - mean, tags, config.evidence_penalty)
     model.evidence.copy_(weight)
     maps = model.maps(features, tags, "evidence", device)
-    fitted = fit_prototypes(features, maps, mean, config.threshold, config.grid, device)
-    model.prototypes.load_state_dict(fitted.state_dict())
-    for turn in range(config.rounds):
+    for turn in range(config.prototype_rounds):
+        if turn:
+            step = from_prototypes(model.prototypes)
+            maps = complete(features, maps, [step], config.grid, device)
+        fitted = fit_prototypes(features, maps, mean, config.threshold, config.grid, device)
+        model.prototypes.load_state_dict(fitted.state_dict())
+    for turn in range(config.classifier_rounds):
         maps = model.maps(features, tags, "classifier" if turn else "prototypes", device)
         positions = _positions(model, features, maps, device)
         model.classifier.copy_(

@@ -55,7 +55,7 @@ def confident_labels(
 
 
 def fit_position_classifier(
-    positions: Positions, penalty: float = 1e-4, partial: float = 1.0, iterations: int = 100
+    positions: Positions, penalty: float = 1e-3, partial: float = 0.3, iterations: int = 100
 ) -> Tensor:
     r"""Fit a softmax classifier of :math:`K + 1` labels to positions.
 
@@ -72,8 +72,8 @@ def fit_position_classifier(
 
     Args:
         positions (Positions): The positions.
-        penalty (float): :math:`\lambda`. (default: :obj:`1e-4`)
-        partial (float): :math:`\gamma`. (default: :obj:`1.0`)
+        penalty (float): :math:`\lambda`. (default: :obj:`1e-3`)
+        partial (float): :math:`\gamma`. (default: :obj:`0.3`)
         iterations (int): Steps of L-BFGS. (default: :obj:`100`)
 
     Returns:

@@ -6,6 +6,7 @@ cells of a coarser grid. :class:`~pgnn_geo.graph.PatchGraphBuilder` makes the
 :func:`~pgnn_geo.graph.stitch` lays the nodes back to maps.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, Protocol
 
@@ -52,7 +53,7 @@ class PhotoGraphs(NamedTuple):
 
     def maps(self, values: Tensor) -> Tensor:
         """Return values of the nodes :obj:`[V, K]` as maps :obj:`[b, K, h, w]`."""
-        batch = self.batch.clone()
+        batch = copy.copy(self.batch)
         batch.x = values[:, :, None, None].expand(-1, -1, *self.batch.x.shape[2:])
         return stitch(batch)
 

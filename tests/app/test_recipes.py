@@ -60,6 +60,7 @@ def test_label_gives_the_labels_of_the_run_byte_for_byte(finished, shapes_root, 
     main(["label", f"--checkpoint={model}", f"--root={shapes_root}", f"--out={tmp_path / 'new'}"])
     made = sorted((out / name / "labels").iterdir())
     assert len(made) == 21  # with labels.json
+    assert [path.name for path in made] == sorted(p.name for p in (tmp_path / "new").iterdir())
     for path in made:
         assert path.read_bytes() == (tmp_path / "new" / path.name).read_bytes()
     metrics = json.loads((out / "metrics.json").read_text())
@@ -91,9 +92,9 @@ def test_options_win_over_the_recipe_wherever_they_stand(capsys, first):
 
 def test_a_recipe_of_ones_own(capsys, tmp_path):
     path = tmp_path / "mine.yaml"
-    path.write_text("evidence: {rounds: 2}\nlabels: {background: 0.35}\n")
+    path.write_text("evidence: {classifier_rounds: 2}\nlabels: {background: 0.35}\n")
     found = settings(capsys, f"--recipe={path}")
-    assert found["evidence"]["rounds"] == 2 and found["labels"]["background"] == 0.35
+    assert found["evidence"]["classifier_rounds"] == 2 and found["labels"]["background"] == 0.35
     for name in ("worst", str(tmp_path)):
         with pytest.raises(SystemExit) as stop:
             main(["run", "--root=x", f"--recipe={name}"])

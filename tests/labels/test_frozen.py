@@ -65,7 +65,7 @@ def test_photos_do_not_depend_on_what_they_are_labelled_with():
 def test_more_rounds_and_a_grid_are_heeded():
     x, tags, _ = scenes(12)
     once = fit_evidence(x, tags, CONFIG).maps(x, tags)
-    twice = fit_evidence(x, tags, EvidenceConfig(positions=2000, rounds=2)).maps(x, tags)
+    twice = fit_evidence(x, tags, EvidenceConfig(positions=2000, classifier_rounds=2)).maps(x, tags)
     assert (once.maps - twice.maps).abs().max() > 1e-3
     coarse = fit_evidence(x, tags, EvidenceConfig(positions=2000, grid=4)).maps(x, tags).maps
     assert torch.equal(coarse[:, ::2, ::2], coarse[:, 1::2, 1::2])
@@ -75,5 +75,5 @@ def test_wrong_input_is_named():
     x, tags, _ = scenes(12)
     with pytest.raises(InputError, match="features of 12 photos, tags of 11"):
         fit_evidence(x, tags[1:])
-    with pytest.raises(InputError, match="rounds=-1"):
-        EvidenceConfig(rounds=-1)
+    with pytest.raises(InputError, match="prototype_rounds=0: want 1 or more"):
+        EvidenceConfig(prototype_rounds=0)
