@@ -50,7 +50,7 @@ class EvidenceConfig:
         power (float): See :class:`~pgnn_geo.nn.CongenericPropagation`.
         foreground, background (float): What the classifier of positions learns from, see
             :func:`~pgnn_geo.labels.position_classifier.confident_labels`.
-        penalty, partial, iterations (float): See
+        penalty, partial, balance, iterations (float): See
             :func:`~pgnn_geo.labels.position_classifier.fit_position_classifier`.
         positions (int): The most positions that it learns from, spread evenly over the photos.
         prototype_rounds (int): Times that prototypes are made: from the evidence of the tags, then
@@ -68,8 +68,9 @@ class EvidenceConfig:
     power: float = 2.0
     foreground: float = 0.55
     background: float = 0.3
-    penalty: float = 1e-3
+    penalty: float = 1e-4
     partial: float = 0.3
+    balance: float = 0.5
     iterations: int = 100
     positions: int = 65536
     prototype_rounds: int = 2
@@ -177,7 +178,9 @@ def fit_evidence(
         maps = model.maps(features, tags, "classifier" if turn else "prototypes", device)
         positions = _positions(model, features, maps, device)
         model.classifier.copy_(
-            fit_position_classifier(positions, config.penalty, config.partial, config.iterations)
+            fit_position_classifier(
+                positions, config.penalty, config.partial, config.balance, config.iterations
+            )
         )
     return model
 

@@ -55,25 +55,33 @@ def confident_labels(
 
 
 def fit_position_classifier(
-    positions: Positions, penalty: float = 1e-3, partial: float = 0.3, iterations: int = 100
+    positions: Positions,
+    penalty: float = 1e-4,
+    partial: float = 0.3,
+    balance: float = 0.5,
+    iterations: int = 100,
 ) -> Tensor:
     r"""Fit a softmax classifier of :math:`K + 1` labels to positions.
 
     .. math::
-        \min_{\mathbf{W}} \; - \frac{1}{|S|} \sum_{n \in S} \log p_{n, y_n}
+        \min_{\mathbf{W}} \; - \sum_{c=0}^{K} \frac{\omega_c}{|S_c|} \sum_{n \in S_c} \log p_{nc}
         - \frac{\gamma}{N} \sum_{n = 1}^{N} \log \sum_{c \in \mathcal{C}_n} p_{nc}
         + \frac{\lambda}{2} \lVert \mathbf{W} \rVert^2, \qquad
-        \mathbf{p}_n = \operatorname{softmax}(\mathbf{W} [\mathbf{x}_n, 1])
+        \mathbf{p}_n = \operatorname{softmax}(\mathbf{W} [\mathbf{x}_n, 1]), \quad
+        \omega_c \propto |S_c|^{1 - \beta}
 
-    :math:`S` are the positions with a label. The second term is what tags say for certain of every
-    position, with or without a label: it is of background or of one of the photo's tags
-    :math:`\mathcal{C}_n`. A linear classifier on purpose: one with a hidden layer learns the
+    :math:`S_c` are the positions with label :math:`c`, of which background and frequent classes
+    have many; the weights :math:`\omega_c` add up to one. The second term is what tags say for
+    certain of every position, with or without a label: it is of background or of one of the
+    photo's tags :math:`\mathcal{C}_n`. A linear classifier on purpose: one with a hidden layer learns the
     errors of the labels.
 
     Args:
         positions (Positions): The positions.
-        penalty (float): :math:`\lambda`. (default: :obj:`1e-3`)
+        penalty (float): :math:`\lambda`. (default: :obj:`1e-4`)
         partial (float): :math:`\gamma`. (default: :obj:`0.3`)
+        balance (float): :math:`\beta`: with 0 each position counts the same, with 1 each label.
+            (default: :obj:`0.5`)
         iterations (int): Steps of L-BFGS. (default: :obj:`100`)
 
     Returns:
@@ -93,8 +101,10 @@ def fit_position_classifier(
         raise InputError("No position has a label: the maps are nowhere sure.")
     shape = (allowed.size(1), x.size(1) + 1)
     # One weight per position for each term, so that chunks add up to the means.
-    first, second = seen.to(x) / seen.sum(), partial / len(x)
-    target = label.clamp(min=0)
+    target, second = label.clamp(min=0), partial / len(x)
+    count = torch.bincount(label[seen], minlength=shape[0]).to(x).clamp(min=1)
+    first = seen * count[target] ** -balance
+    first = first / first.sum()
     outside = torch.zeros(allowed.shape, device=x.device).masked_fill_(~allowed, float("-inf"))
 
     def loss(parameters: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A gate for quality: what the default flow makes of a small drawn set, and of itself when broken."""
+"""A gate for quality: what the default flow makes of a small drawn set, whole and when broken."""
 
 import pytest
 

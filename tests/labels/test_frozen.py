@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from pgnn_geo.errors import InputError
 from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, fit_evidence
 
-CONFIG = EvidenceConfig(positions=2000, iterations=60)
+#: For features that are no photographs': the default values are chosen on those.
+CHOSEN = {"evidence_penalty": 1e-3, "threshold": 0.3, "prototype_rounds": 1, "positions": 2000}
+CONFIG = EvidenceConfig(iterations=60, **CHOSEN)
 
 
 def scenes(photos=40, classes=3, channels=24, side=8):
@@ -65,9 +67,9 @@ def test_photos_do_not_depend_on_what_they_are_labelled_with():
 def test_more_rounds_and_a_grid_are_heeded():
     x, tags, _ = scenes(12)
     once = fit_evidence(x, tags, CONFIG).maps(x, tags)
-    twice = fit_evidence(x, tags, EvidenceConfig(positions=2000, classifier_rounds=2)).maps(x, tags)
+    twice = fit_evidence(x, tags, EvidenceConfig(classifier_rounds=2, **CHOSEN)).maps(x, tags)
     assert (once.maps - twice.maps).abs().max() > 1e-3
-    coarse = fit_evidence(x, tags, EvidenceConfig(positions=2000, grid=4)).maps(x, tags).maps
+    coarse = fit_evidence(x, tags, EvidenceConfig(grid=4, **CHOSEN)).maps(x, tags).maps
     assert torch.equal(coarse[:, ::2, ::2], coarse[:, 1::2, 1::2])
 
 
