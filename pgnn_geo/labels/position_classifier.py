@@ -73,8 +73,8 @@ def fit_position_classifier(
     :math:`S_c` are the positions with label :math:`c`, of which background and frequent classes
     have many; the weights :math:`\omega_c` add up to one. The second term is what tags say for
     certain of every position, with or without a label: it is of background or of one of the
-    photo's tags :math:`\mathcal{C}_n`. A linear classifier on purpose: one with a hidden layer learns the
-    errors of the labels.
+    photo's tags :math:`\mathcal{C}_n`. A linear classifier on purpose: one with a hidden layer
+    learns the errors of the labels.
 
     Args:
         positions (Positions): The positions.
