@@ -1,5 +1,6 @@
 """What decides the outcome of a run: data, network, training, maps, labels."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -255,9 +256,13 @@ class RunConfig:
 
     def _check_frozen(self) -> None:
         """Refuse what has no meaning without training, and features that know nothing."""
-        trained = {"train": AttentionTrainingConfig(), "maps": MapConfig(), "patches": "none"}
-        for name, default in trained.items():
-            if getattr(self, name) != default:
+        default = {"train": AttentionTrainingConfig(), "maps": MapConfig(), "patches": "none"}
+        for name in default:
+            # As JSON: a sequence may come as a list where the default is a tuple.
+            given, usual = (
+                json.dumps(each, default=asdict) for each in (getattr(self, name), default[name])
+            )
+            if given != usual:
                 raise InputError(
                     f"{name}: of the trained flow, not of the frozen one; want flow='trained'. The "
                     "patches of the frozen flow's graph are evidence.grid."
