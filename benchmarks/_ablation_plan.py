@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pgnn_geo.app.config import ModelConfig, ModelName, RunConfig
 from pgnn_geo.boxes.config import BoxConfig
 from pgnn_geo.labels.maps import MapConfig
+from pgnn_geo.nn.pgnn import ClassEmbeddingName
 
 Change = Callable[[RunConfig], RunConfig]
 
@@ -46,21 +47,18 @@ def no_graph(config: RunConfig) -> RunConfig:
     return replace(config, patches="none")
 
 
-def both(*changes: Change) -> Change:
-    """Do one change after another."""
-
-    def change(config: RunConfig) -> RunConfig:
-        for step in changes:
-            config = step(config)
-        return config
-
-    return change
+def classed(embedding: ClassEmbeddingName) -> Change:
+    """Give the nodes the classes of the completed maps."""
+    return lambda config: replace(
+        config,
+        network=replace(config.network, class_embedding=embedding),
+        train=replace(config.train, node_classes="references"),
+    )
 
 
 def tags_only(config: RunConfig) -> RunConfig:
     """As many epochs as by default, all on tags, as the CAM has them."""
-    # Classes of nodes come from the completed maps, which there are none of.
-    return replace(config, train=replace(config.train_of("cam"), node_classes="none"))
+    return replace(config, train=config.train_of("cam"))
 
 
 def weighted(*weights: float) -> Change:
@@ -92,16 +90,14 @@ def lambda_name(weights: Iterable[float]) -> str:
 
 
 FILE_VARIANT = "boxes-file"  #: the one that is run only with the file of --boxes
-CLASSED = training(node_classes="references")
 VARIANTS: dict[str, Variant] = {
     "cam": Variant("cam", no_graph),
     "pgnn": Variant(),
     "tags": Variant(change=tags_only),
     "no-graph": Variant(change=no_graph),
     "two-layers": Variant(change=network(layers=2)),
-    "embedding-none": Variant(change=network(class_embedding=None)),
-    "embedding-attention": Variant(change=both(network(class_embedding="attention"), CLASSED)),
-    "embedding-input": Variant(change=both(network(class_embedding="input"), CLASSED)),
+    "embedding-attention": Variant(change=classed("attention")),
+    "embedding-input": Variant(change=classed("input")),
     **{
         f"loss-{mode}": Variant(change=training(complementary=mode))
         for mode in ("off", "stable", "paper", "erase")
@@ -219,7 +215,6 @@ TABLES = (
                 ("no graph", "no-graph"),
                 ("two layers", "two-layers"),
                 ("no completion (all epochs on tags)", "tags"),
-                ("no class embedding", "embedding-none"),
                 ("classes of patches in the attention", "embedding-attention"),
                 ("classes of patches in the input", "embedding-input"),
                 ("soft-complementary loss off", "loss-off"),

@@ -89,14 +89,14 @@ def stitch_loop(batch: Batch) -> Tensor:
 def check_grid(features: Tensor, s: int) -> None:
     """What a call with a grid checks."""
     checks.features(features, False)
-    checks.images_per_group(GROUP, features)
-    checks.node_class(None, len(features), s, features.device)
+    checks.images(None, GROUP, features)
+    checks.node_class(None, features, s)
 
 
 def check_boxes(features: Tensor, boxes: list[Tensor]) -> None:
     """What a call with boxes checks."""
     checks.features(features, False)
-    checks.images_per_group(GROUP, features)
+    checks.images(None, GROUP, features)
     checks.boxes(boxes, None, features)
 
 
@@ -105,18 +105,19 @@ def main() -> None:
     args = parser(__doc__).parse_args()
     report = Report("builder", args)
     torch.manual_seed(0)
+    groups = {"images_per_group": GROUP}
     for side, grid in [(32, 4)] if args.quick else [(32, 4), (16, 4), (64, 4), (32, 2), (32, 8)]:
         images = 24 if side < 64 else 6
         features = torch.randn(images, 512, side, side, device=args.device)
         builder = PatchGraphBuilder(grid=grid)
         finite = PatchGraphBuilder(grid=grid, check_finite=True)
-        batch = builder(features, GROUP)
+        batch = builder(features, **groups)
         assert torch.equal(batch.x, patch_loop(features, grid).x)
         rivals: dict[str, Callable[[], Any]] = {
             "copy": features.clone,
-            "ours": lambda: builder(features, GROUP),  # noqa: B023 (run before it changes)
-            "ours, edges": lambda: builder(features, GROUP, edges=True),  # noqa: B023
-            "ours, check_finite": lambda: finite(features, GROUP),  # noqa: B023
+            "ours": lambda: builder(features, **groups),  # noqa: B023 (run before it changes)
+            "ours, edges": lambda: builder(features, **groups, edges=True),  # noqa: B023
+            "ours, check_finite": lambda: finite(features, **groups),  # noqa: B023
             "checks": lambda: check_grid(features, grid),  # noqa: B023
             "patch loop": lambda: patch_loop(features, grid),  # noqa: B023
             "stitch": lambda: stitch(batch),  # noqa: B023
@@ -134,13 +135,13 @@ def main() -> None:
     boxes = list(torch.cat([corner, corner + extent], dim=2))
     plain = PatchGraphBuilder(box_size=7)
     background = PatchGraphBuilder(box_size=7, background=True)
-    batch = background(features, GROUP, boxes=boxes)
+    batch = background(features, **groups, boxes=boxes)
     ratios = report.run(
         {"patches": "8 boxes of 7", "images": 24, "side": 32},
         {
             "roi_align": lambda: roi_align(features, boxes, 7, aligned=True),
-            "ours": lambda: plain(features, GROUP, boxes=boxes),
-            "ours, background": lambda: background(features, GROUP, boxes=boxes),
+            "ours": lambda: plain(features, **groups, boxes=boxes),
+            "ours, background": lambda: background(features, **groups, boxes=boxes),
             "checks": lambda: check_boxes(features, boxes),
             "box loop": lambda: box_loop(features, boxes, 7),
             "stitch, max": lambda: stitch(batch),

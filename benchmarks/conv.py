@@ -2,15 +2,16 @@
 
 `bare attention` is the limit: the same four projections around `scaled_dot_product_attention`,
 nothing checked, equal groups only. A `ratio` is the time over that of `ComplementaryConv` (in
-`ragged`, of equal groups): a rival above 1 is slower. `saved MB` is what autograd keeps for the
+`ragged`, of equal groups; in `edges`, of `TransformerConv`): a rival above 1 is slower. `saved MB` is what autograd keeps for the
 backward pass (inputs and parameters not counted), `peak MB` the most that one call allocates.
 
     python benchmarks/conv.py --quick
-    python benchmarks/conv.py --only complete sparse
+    python benchmarks/conv.py --only complete edges
 """
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,19 @@ from torch_geometric.utils import to_dense_batch
 from pgnn_geo import ComplementaryConv, complete_edge_index
 
 HEADS = 8
+#: Nodes, edges and channels of graphs given by their edges: small ones (the first is as large as
+#: Zachary's karate club, the third as Cora), dense ones and large ones.
+EDGES = [
+    (34, 156, 64),
+    (600, 1_300, 64),
+    (2_708, 10_556, 64),
+    (2_708, 10_556, 256),
+    (408, 20_808, 64),
+    (408, 20_808, 512),
+    (10_000, 100_000, 64),
+    (10_000, 100_000, 128),
+    (10_000, 100_000, 256),
+]
 Rivals = dict[str, Callable[[], Tensor]]
 
 
@@ -189,19 +203,25 @@ def positions(report: Report, photos: int, side: int, channels: int = 512) -> No
     compare(report, case, rivals, (x, last, *parameters))
 
 
-def sparse(report: Report, channels: int, nodes: int = 10_000, edges: int = 100_000) -> None:
-    """A random sparse graph: no groups, only the edge list."""
+def on_edges(report: Report, nodes: int, edges: int, channels: int) -> None:
+    """A graph of which only the edge list is given: random, or eight complete groups of 51."""
     device, on = report.args.device, layers(channels, report.args.device)
     torch.manual_seed(0)
-    edge_index = torch.randint(nodes, (2, edges), device=device)
+    if (nodes, edges) == (408, 20_808):
+        edge_index = complete_edge_index(torch.arange(9, device=device) * 51)
+    else:
+        edge_index = torch.randint(nodes, (2, edges), device=device)
     x = torch.randn(nodes, channels, device=device, requires_grad=True)
+    watched = copy.deepcopy(on["ours"])  # a hook has the messages passed by PyG
+    watched.register_message_forward_pre_hook(lambda *_: None)
     rivals: Rivals = {
-        "ComplementaryConv": lambda: on["ours"](x, edge_index),
         "TransformerConv": lambda: on["transformer"](x, edge_index),
+        "ComplementaryConv": lambda: on["ours"](x, edge_index),
+        "ComplementaryConv, PyG's messages": lambda: watched(x, edge_index),
         "GATv2Conv": lambda: on["gatv2"](x, edge_index),
     }
-    parameters = [p for layer in on.values() for p in layer.parameters()]
-    case = {"what": "sparse", "nodes": nodes, "edges": edges, "channels": channels}
+    parameters = [p for layer in (*on.values(), watched) for p in layer.parameters()]
+    case = {"what": "edges", "nodes": nodes, "edges": edges, "channels": channels}
     compare(report, case, rivals, (x, edge_index, *parameters))
 
 
@@ -226,7 +246,7 @@ def compiled(report: Report, groups: int = 8, n: int = 51, channels: int = 512) 
 
 def main() -> None:
     """Runs the chosen parts and writes the report."""
-    parts = ["complete", "growth", "groups", "ragged", "positions", "sparse", "compile"]
+    parts = ["complete", "growth", "groups", "ragged", "positions", "edges", "compile"]
     arguments = parser(__doc__)
     arguments.add_argument("--only", nargs="+", choices=parts, default=parts)
     args = arguments.parse_args()
@@ -245,9 +265,9 @@ def main() -> None:
     if "positions" in args.only:
         for side in (2,) if quick else (2, 4, 8):
             positions(report, 3 if quick else 12, side)
-    if "sparse" in args.only:
-        for channels in (64,) if quick else (64, 128, 256):
-            sparse(report, channels)
+    if "edges" in args.only:
+        for nodes, edges, channels in EDGES[:2] if quick else EDGES:
+            on_edges(report, nodes, edges, channels)
     if "compile" in args.only:
         compiled(report)
     for row in report.cases:  # numbers for the plot; ragged rows have none

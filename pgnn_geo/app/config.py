@@ -22,6 +22,7 @@ from pgnn_geo.labels.refine import (
 from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.backbones import BackboneName
 from pgnn_geo.nn.deeplab import DeepLabV2
+from pgnn_geo.nn.pgnn import ClassEmbeddingName
 from pgnn_geo.training.attention import AttentionTrainingConfig
 from pgnn_geo.training.segmentation import RECIPES, SegmentationTrainingConfig
 
@@ -45,7 +46,8 @@ class ModelConfig:
         grid (int): Patches per side, if there is a graph and its nodes are no boxes.
         layers (int): Blocks of the graph, if there is one.
         heads (int): Attention heads.
-        class_embedding (str, optional): What the classes of nodes do.
+        class_embedding (str, optional): What the classes of nodes do; those of grid cells come from
+            maps, :obj:`train.node_classes`.
     """
 
     backbone: BackboneName = "vgg16"
@@ -55,7 +57,7 @@ class ModelConfig:
     grid: int = 4
     layers: int = 1
     heads: int = 8
-    class_embedding: Literal["attention", "input"] | None = "attention"
+    class_embedding: ClassEmbeddingName | None = None
 
     def build(self, num_classes: int, patches: Patches) -> PGNN:
         """Build the network with its patch graph, or without one."""
@@ -252,6 +254,12 @@ class RunConfig:
             raise InputError(
                 f"patches='boxes' have classes of their own; node_classes="
                 f"'{self.train.node_classes}' is for a grid"
+            )
+        embedded, known = self.network.class_embedding, self.train.node_classes != "none"
+        if self.boxes is None and (embedded is not None) != known:
+            raise InputError(
+                f"class_embedding='{embedded}', node_classes='{self.train.node_classes}': classes "
+                "of a grid's cells need both, what they do and where they come from"
             )
 
     def _check_frozen(self) -> None:

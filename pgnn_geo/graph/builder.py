@@ -1,6 +1,9 @@
 """From feature maps to a batch of group graphs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +16,9 @@ from torchvision.ops import roi_align
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph import checks
-from pgnn_geo.graph.data import GroupData
+from pgnn_geo.graph.data import new_batch
 from pgnn_geo.graph.edges import complete_edge_index
-from pgnn_geo.graph.geometry import GroupGeometry, box_pixels
+from pgnn_geo.graph.geometry import GroupGeometry, covered
 
 
 class PatchGraphBuilder:
@@ -39,7 +42,7 @@ class PatchGraphBuilder:
 
     Only shapes, devices and boxes are checked, and classes on the CPU, since reading values off a
     GPU would wait for it. Looking for NaN in the features reads all of them, so it has to be
-    asked for.
+    asked for. It compiles and exports without a graph break, see :ref:`compilation`.
 
     Args:
         grid (int, optional): Cells per side, :math:`S`. (default: :obj:`None`)
@@ -76,12 +79,13 @@ class PatchGraphBuilder:
     def __call__(
         self,
         features: Tensor,
-        group: Tensor | int | None = None,
+        group: Tensor | None = None,
         node_class: Tensor | None = None,
         boxes: Sequence[Tensor] | None = None,
         box_class: Sequence[Tensor] | None = None,
         edges: bool = False,
         as_edge_index: bool = False,
+        images_per_group: int | None = None,
     ) -> Batch:
         r"""Builds the graphs.
 
@@ -90,8 +94,7 @@ class PatchGraphBuilder:
         Args:
             features (torch.Tensor): The feature maps. Gradients flow through them; a
                 channels-last map gives channels-last patches.
-            group (torch.Tensor or int, optional): The group of each image, sorted, on the CPU or
-                beside the features, or the number of images in every group. Numbers may be left
+            group (torch.Tensor, optional): The group of each image, sorted. Numbers may be left
                 out. (default: all images in one group)
             node_class (torch.Tensor, optional): With :obj:`grid`, the class of each cell. The
                 background node has class 0. (default: all 0)
@@ -100,8 +103,11 @@ class PatchGraphBuilder:
             box_class (list of torch.Tensor, optional): The class of each box. (default: all 0)
             edges (bool, optional): Whether to write the edges. The fused path of
                 :class:`~pgnn_geo.nn.ComplementaryConv` needs none. (default: :obj:`False`)
-            as_edge_index (bool, optional): With :obj:`edges`, write them as a sorted
-                :class:`~torch_geometric.EdgeIndex`. (default: :obj:`False`)
+            as_edge_index (bool, optional): Whether to write the edges as a sorted
+                :class:`~torch_geometric.EdgeIndex`. Who asks for their form asks for them:
+                it implies :obj:`edges`. (default: :obj:`False`)
+            images_per_group (int, optional): In place of :obj:`group`, the number of images in
+                every group. (default: :obj:`None`)
 
         Shapes:
             - **features:** :math:`(B, C, h, w)`
@@ -116,69 +122,45 @@ class PatchGraphBuilder:
             InputError: If an argument does not fit; names it.
         """
         checks.features(features, self.check_finite)
-        images = checks.images_per_group(group, features)
-        _, _, h, w = features.shape
-        geometry = GroupGeometry(0, h, w, self.grid or 0, self.background)
-        nodes: Tensor | int
-        if self.grid is not None:
+        images = checks.images(group, images_per_group, features)
+        geometry = GroupGeometry(0, *features.shape[2:], self.grid or 0, self.background)
+        nodes: int | list[int]  # in each image
+        if self.box_size is None:
             checks.absent(boxes=boxes, box_class=box_class, because="`grid` is set")
-            x, pos, node_class, nodes = self._cells(features, node_class, geometry)
+            label = checks.node_class(node_class, features, geometry.grid)
+            label = F.pad(label, (0, int(self.background))).flatten()
+            x, pos = _cells(features, geometry)
+            nodes = geometry.grid**2 + self.background
         else:
             checks.absent(node_class=node_class, because="`box_size` is set; give `box_class`")
             box, label, counts = checks.boxes(boxes, box_class, features)
-            x, pos, node_class, nodes = self._boxes(features, box, label, counts)
-        return _batch(x, pos, node_class, nodes, images, geometry, edges, as_edge_index)
-
-    def _cells(
-        self, features: Tensor, node_class: Tensor | None, geometry: GroupGeometry
-    ) -> tuple[Tensor, Tensor, Tensor, int]:
-        b, s, (ph, pw) = len(features), geometry.grid, geometry.cell
-        label = checks.node_class(node_class, b, s, features.device)
-        padded = features
-        left, _, top, _ = padding = geometry.padding
-        if any(padding):
-            padded = F.pad(features, padding, mode="replicate")
-        x = _split(padded, s).unflatten(0, (b, s * s))
-        xs = (torch.arange(s + 1.0) * pw - left).clamp(0, geometry.width)
-        ys = (torch.arange(s + 1.0) * ph - top).clamp(0, geometry.height)
-        y1, x1 = torch.meshgrid(ys[:-1], xs[:-1], indexing="ij")
-        y2, x2 = torch.meshgrid(ys[1:], xs[1:], indexing="ij")
-        pos = torch.stack([x1, y1, x2, y2], dim=-1).view(-1, 4)
-        if self.background:
-            x = torch.cat([x, F.adaptive_avg_pool2d(features, (ph, pw)).unsqueeze(1)], dim=1)
-            pos = torch.cat([pos, _whole(geometry.height, geometry.width)])
-            label = F.pad(label, (0, 1))
-        pos = pos.to(features.device, non_blocking=True)
-        return x.flatten(0, 1), pos.repeat(b, 1), label.flatten(), len(pos)
-
-    def _boxes(
-        self, features: Tensor, box: Tensor, label: Tensor, counts: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        b, _, h, w = features.shape
-        assert self.box_size is not None
-        p, device = self.box_size, features.device
-        image = torch.arange(b).repeat_interleave(counts)
-        image_on_device = image.to(device, non_blocking=True)
-        # RoIAlign knows no bfloat16 on the CPU, and half precision loses the sampling positions.
-        low = features.dtype in (torch.bfloat16, torch.half)
-        source = features.float() if low else features
-        rois = torch.cat([image_on_device.unsqueeze(1), box], dim=1).to(source.dtype)
-        x = roi_align(source, rois, p, aligned=True)
-        if not self.background:
-            return x.to(features.dtype), box, label, counts
-        _, pixel = box_pixels(box, image_on_device, h, w)
-        uncovered = torch.ones(b, h, w, device=device, dtype=torch.bool)
-        uncovered.view(-1)[pixel] = False
-        x = torch.cat([x, _masked_average(source, uncovered, p)]).to(features.dtype)
-        pos = torch.cat([box, _whole(h, w).to(device).expand(b, 4)])
-        label = torch.cat([label, label.new_zeros(b)])
-        # Sorts the background nodes in behind the boxes of their images.
-        order = torch.cat([image, torch.arange(b)]).argsort(stable=True).to(device)
-        return x[order], pos[order], label[order], counts + 1
+            x, pos, label = _regions(features, self.box_size, self.background, box, label, counts)
+            nodes = [k + self.background for k in counts]
+        return _batch(x, pos, label, nodes, images, geometry, edges, as_edge_index)
 
     def __repr__(self) -> str:
         kind = f"box_size={self.box_size}" if self.grid is None else f"grid={self.grid}"
         return f"{self.__class__.__name__}({kind}, background={self.background})"
+
+
+def _cells(features: Tensor, geometry: GroupGeometry) -> tuple[Tensor, Tensor]:
+    """Patches [V, C, ph, pw] of the grid, background nodes among them, and their places."""
+    b, h, w = features.size(0), geometry.height, geometry.width
+    s, (ph, pw), (left, right, top, bottom) = geometry.grid, geometry.cell, geometry.padding
+    x = features
+    if left + right + top + bottom:
+        x = F.pad(x, (left, right, top, bottom), mode="replicate")
+    x = _split(x, s)
+    xs = (torch.arange(s + 1.0) * pw - left).clamp(0, w)
+    ys = (torch.arange(s + 1.0) * ph - top).clamp(0, h)
+    y1, x1 = torch.meshgrid(ys[:-1], xs[:-1], indexing="ij")
+    y2, x2 = torch.meshgrid(ys[1:], xs[1:], indexing="ij")
+    pos = torch.stack([x1, y1, x2, y2], dim=-1).view(-1, 4)
+    if geometry.background:
+        pooled = F.adaptive_avg_pool2d(features, (ph, pw)).unsqueeze(1)
+        x = torch.cat([x.unflatten(0, (b, s * s)), pooled], dim=1).flatten(0, 1)
+        pos = torch.cat([pos, torch.tensor([[0.0, 0.0, w, h]])])
+    return x, pos.to(features.device, non_blocking=True).repeat(b, 1)
 
 
 def _split(features: Tensor, s: int) -> Tensor:
@@ -192,8 +174,25 @@ def _split(features: Tensor, s: int) -> Tensor:
     return x.reshape(-1, c, ph, pw)
 
 
-def _whole(h: int, w: int) -> Tensor:
-    return torch.tensor([[0.0, 0.0, w, h]])
+def _regions(
+    features: Tensor, p: int, background: bool, box: Tensor, label: Tensor, counts: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Patches [V, C, p, p] of boxes, background nodes among them, their places and classes."""
+    (b, _, h, w), device = features.shape, features.device
+    image = _ids(counts, device)
+    # RoIAlign knows no bfloat16 on the CPU, and half precision loses the sampling positions.
+    low = features.dtype in (torch.bfloat16, torch.half)
+    source = features.float() if low else features
+    rois = torch.cat([image.unsqueeze(1), box], dim=1).to(source.dtype)
+    x = roi_align(source, rois, (p, p), aligned=True)
+    if background:
+        x = torch.cat([x, _masked_average(source, ~covered(box, image, b, h, w), p)])
+        box = torch.cat([box, box.new_tensor([0, 0, w, h]).expand(b, 4)])
+        label = F.pad(label, (0, b))
+        # Sorts the background nodes in behind the boxes of their images.
+        order = torch.cat([image, torch.arange(b, device=device)]).argsort(stable=True)
+        x, box, label = x[order], box[order], label[order]
+    return x.to(features.dtype), box, label
 
 
 def _masked_average(features: Tensor, mask: Tensor, p: int) -> Tensor:
@@ -218,73 +217,71 @@ def _batch(
     x: Tensor,
     pos: Tensor,
     node_class: Tensor,
-    nodes: Tensor | int,
-    images: Tensor,
+    nodes: int | list[int],
+    images: list[int],
     geometry: GroupGeometry,
     edges: bool,
     as_edge_index: bool,
 ) -> Batch:
     """What `Batch.from_data_list` would make of the groups, without making the groups.
 
-    `nodes` counts the nodes of each image, `images` the images of each group, on the host.
+    `nodes` counts the nodes of each image, `images` the images of each group: integers of Python,
+    which a compiler knows, while reading a tensor's would end its graph.
     """
-    num_groups, num_images, device = len(images), int(images.sum()), x.device
-    image_slices = cumsum(images)
-    group = torch.arange(num_groups).repeat_interleave(images, output_size=num_images)
+    device, image_ptr = x.device, [0, *accumulate(images)]
     if isinstance(nodes, int):
-        node_slices = image_slices * nodes
-        image_batch = _repeat(torch.arange(num_images, device=device), nodes)
-        batch_vector = _repeat(group.to(device, non_blocking=True), nodes)
+        ptr = [nodes * i for i in image_ptr]
+        image_batch = _repeat(image_ptr[-1], nodes, device)
     else:
-        node_slices = cumsum(nodes)[image_slices]
-        image_batch = torch.arange(num_images).repeat_interleave(nodes).to(device)
-        batch_vector = group.repeat_interleave(nodes).to(device)
-
-    batch = Batch(_base_cls=GroupData)
+        node_ptr = [0, *accumulate(nodes)]
+        ptr = [node_ptr[i] for i in image_ptr]
+        image_batch = _ids(nodes, device)
+    sizes = [end - start for start, end in pairwise(ptr)]
+    node_slices, zeros = torch.tensor(ptr), torch.zeros(len(images), dtype=torch.long)
+    batch = new_batch()
     slices: dict[str, Tensor] = {}
     incs: dict[str, Tensor | None] = {}
 
     # In the order in which PyG keeps them.
-    def add(key: str, value: Tensor, key_slices: Tensor, increments: Tensor | None = None) -> None:
-        batch[key], slices[key] = value, key_slices
-        incs[key] = torch.zeros_like(images) if increments is None else increments
+    def add(key: str, value: Any, key_slices: Tensor, increments: Tensor | None) -> None:
+        batch[key], slices[key], incs[key] = value, key_slices, increments
 
-    add("x", x, node_slices)
-    if edges:
-        edge_index = complete_edge_index(node_slices, as_edge_index=as_edge_index, device=device)
-        sizes = node_slices.diff()
+    add("x", x, node_slices, zeros)
+    if edges or as_edge_index:
+        edge_index = complete_edge_index(ptr, as_edge_index=as_edge_index, device=device)
         if isinstance(edge_index, EdgeIndex):
-            edge_index._cat_metadata = _metadata(node_slices)
-        add("edge_index", edge_index, cumsum(sizes * sizes), node_slices[:-1])
-    add("pos", pos, node_slices)
-    add("node_class", node_class, node_slices)
-    add("image_batch", image_batch, node_slices, image_slices[:-1])
-    counts = images.tolist()
-    # One object for each distinct number of images.
-    kinds = {
-        n: GroupGeometry(n, geometry.height, geometry.width, geometry.grid, geometry.background)
-        for n in set(counts)
-    }
-    batch.geometry = [kinds[n] for n in counts]
-    slices["geometry"], incs["geometry"] = torch.arange(num_groups + 1), None
-    batch.batch = batch_vector
-    batch.ptr = node_slices.to(device, non_blocking=True)
-    batch._num_graphs = num_groups
+            edge_index._cat_metadata = _metadata(sizes)
+        add("edge_index", edge_index, cumsum(node_slices.diff() ** 2), node_slices[:-1])
+    add("pos", pos, node_slices, zeros)
+    add("node_class", node_class, node_slices, zeros)
+    add("image_batch", image_batch, node_slices, torch.tensor(image_ptr[:-1]))
+    geometries = [replace(geometry, num_images=n) for n in images]
+    add("geometry", geometries, torch.arange(len(images) + 1), None)
+    batch.batch = _ids(sizes, device)
+    batch.ptr = torch.tensor(ptr).to(device, non_blocking=True)
+    batch._num_graphs, batch._max_num_nodes = len(images), max(sizes)
     batch._slice_dict, batch._inc_dict = slices, incs
     return batch
 
 
-def _repeat(values: Tensor, n: int) -> Tensor:
-    return values.unsqueeze(1).expand(-1, n).reshape(-1)
-
-
-def _metadata(node_slices: Tensor) -> CatMetadata:
+def _metadata(sizes: list[int]) -> CatMetadata:
     """How PyG gives each group its own `EdgeIndex` back."""
-    counts, ends = node_slices.diff().tolist(), node_slices[1:].tolist()
     return CatMetadata(
-        nnz=[n * n for n in counts],
+        nnz=[n * n for n in sizes],
         # PyG moves the size along with the indices when it batches and separates.
-        sparse_size=[(end, end) for end in ends],
-        sort_order=[SortOrder.COL] * len(counts),
-        is_undirected=[True] * len(counts),
+        sparse_size=[(end, end) for end in accumulate(sizes)],
+        sort_order=[SortOrder.COL] * len(sizes),
+        is_undirected=[True] * len(sizes),
     )
+
+
+def _ids(counts: list[int], device: torch.device) -> Tensor:
+    """Each position in the list as often as its count says: [0, 0, 0, 1, 2, 2, ...]."""
+    if counts == counts[:1] * len(counts):
+        return _repeat(len(counts), counts[0], device)
+    ids = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts), output_size=sum(counts))
+    return ids.to(device, non_blocking=True)
+
+
+def _repeat(n: int, times: int, device: torch.device) -> Tensor:
+    return torch.arange(n, device=device).unsqueeze(1).expand(-1, times).reshape(-1)

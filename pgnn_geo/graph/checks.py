@@ -1,10 +1,14 @@
 """Checks of what callers hand to the graph builder: one message that names the argument."""
 
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from pgnn_geo.errors import InputError
 
@@ -23,21 +27,13 @@ def is_channels_last(x: Tensor) -> bool:
 
 def features(value: Tensor, check_finite: bool) -> None:
     """Feature maps [B, C, h, w] with at least one position."""
-    if (
-        not isinstance(value, Tensor)
-        or value.dim() != 4
-        or not value.is_floating_point()
-        or value.numel() == 0
-    ):
+    maps = isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point()
+    if not maps or value.numel() == 0:
         raise InputError(
             f"`features`: expected a floating-point, non-empty [B, C, h, w], got {describe(value)}"
         )
-    # The sum of finite values may overflow, hence the second look.
-    if (
-        check_finite
-        and not value.detach().sum(dtype=torch.promote_types(value.dtype, torch.float)).isfinite()
-        and not value.isfinite().all()
-    ):
+    # One pass without a copy: the extremes of anything with NaN are NaN.
+    if check_finite and not torch.stack(value.detach().aminmax()).isfinite().all():
         b, c, y, x = (~value.isfinite()).nonzero()[0].tolist()
         raise InputError(
             f"`features`: expected finite values, got {value[b, c, y, x].item()} in image {b}, "
@@ -45,29 +41,30 @@ def features(value: Tensor, check_finite: bool) -> None:
         )
 
 
-def images_per_group(group: Tensor | int | None, features: Tensor) -> Tensor:
-    """Number of images of each group, on the host."""
-    b = len(features)
+def images(group: Tensor | None, images_per_group: int | None, features: Tensor) -> list[int]:
+    """Number of images of each group."""
+    b = features.size(0)  # not `len`, which would fix the size of a compiled graph
+    if group is not None and images_per_group is not None:
+        raise InputError("expected one of `group` and `images_per_group`, got both")
+    if images_per_group is not None:
+        n = images_per_group
+        if not isinstance(n, int) or n < 1 or b % n:
+            raise InputError(f"`images_per_group`: expected a divisor of the {b} images, got {n!r}")
+        return [n] * (b // n)
     if group is None:
-        return torch.tensor([b])
-    if isinstance(group, int):
-        if group < 1 or b % group:
-            raise InputError(f"`group`: expected a divisor of the {b} images, got {group}")
-        return torch.full((b // group,), group)
+        return [b]
     if not isinstance(group, Tensor) or group.shape != (b,) or group.dtype != torch.long:
-        raise InputError(f"`group`: expected int64 [{b}], got {describe(group)}")
-    if group.device not in (features.device, torch.device("cpu")):
         raise InputError(
-            f"`group`: expected it on the CPU or on {features.device} like the features, "
-            f"got {group.device}"
+            f"`group`: expected the group of each image, int64 [{b}], got {describe(group)}; "
+            "for groups of equal size, give `images_per_group`"
         )
-    ids, counts = torch.unique_consecutive(group.cpu(), return_counts=True)
-    if (ids.diff() < 0).any():
+    ids = group.tolist()
+    if ids != sorted(ids):
         raise InputError(
-            f"`group`: expected sorted ids, got {group.tolist()}; reorder the images with "
+            f"`group`: expected sorted ids, got {ids}; reorder the images with "
             "`group.argsort(stable=True)`"
         )
-    return counts
+    return list(Counter(ids).values())
 
 
 def absent(because: str, **arguments: Any) -> None:
@@ -77,8 +74,9 @@ def absent(because: str, **arguments: Any) -> None:
             raise InputError(f"`{name}`: expected None because {because}, got a value")
 
 
-def node_class(value: Tensor | None, b: int, s: int, device: torch.device) -> Tensor:
+def node_class(value: Tensor | None, features: Tensor, s: int) -> Tensor:
     """Classes of the grid cells -> [B, S * S]."""
+    b, device = features.size(0), features.device
     if value is None:
         return torch.zeros(b, s * s, dtype=torch.long, device=device)
     if not isinstance(value, Tensor) or tuple(value.shape) not in ((b * s * s,), (b, s, s)):
@@ -90,31 +88,36 @@ def node_class(value: Tensor | None, b: int, s: int, device: torch.device) -> Te
 
 def boxes(
     value: Sequence[Tensor] | None, box_class: Sequence[Tensor] | None, features: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes [K, 4] as float32, their classes [K], and their number per image [B] on the host."""
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Boxes [K, 4] as float32, their classes [K], and their number in each image."""
     b, _, h, w = features.shape
     counts = _lengths("boxes", value, b, (4,))
-    box = torch.cat([*value]) if counts.sum() else features.new_zeros(0, 4)  # type: ignore[misc]
+    box = torch.cat([*value]) if any(counts) else features.new_zeros(0, 4)  # type: ignore[misc]
     if box.device != features.device:
         raise InputError(
             f"`boxes`: expected them on {features.device} like the features, got {box.device}"
         )
     box = box.detach().float()
-    limit = box.new_tensor([w, h])
-    inside = (box[:, :2] >= 0) & (box[:, 2:] <= limit)
-    # Comparisons with NaN are false, so this one reduction finds every kind of bad box.
-    if not (inside & (box[:, 2:] > box[:, :2])).all():
-        _refuse_box(box, counts, h, w)
+    # In a compiled graph nothing may depend on values. Comparisons with NaN are false.
+    if not is_compiling():
+        low, high = box[:, :2], box[:, 2:]
+        bad = ~((low >= 0) & (low < high) & (high <= low.new_tensor([w, h]))).all(1)
+        if bad.any():
+            k = int(bad.nonzero()[0])
+            i = bisect_right([*accumulate(counts)], k)
+            raise InputError(
+                f"`boxes[{i}][{k - sum(counts[:i])}]`: expected 0 <= x1 < x2 <= {w} and "
+                f"0 <= y1 < y2 <= {h} as (x1, y1, x2, y2), got {box[k].tolist()}"
+            )
     none = torch.zeros(len(box), dtype=torch.long, device=box.device)
     if box_class is None:
         return box, none, counts
     classes = _lengths("box_class", box_class, b, ())
-    if not torch.equal(classes, counts):
-        i = int((classes != counts).nonzero()[0])
-        raise InputError(
-            f"`box_class`: expected {int(counts[i])} classes for the boxes of image {i}, "
-            f"got {int(classes[i])}"
-        )
+    for i, (got, wanted) in enumerate(zip(classes, counts, strict=True)):
+        if got != wanted:
+            raise InputError(
+                f"`box_class`: expected {wanted} classes for the boxes of image {i}, got {got}"
+            )
     if len(box) == 0:
         return box, none, counts
     # `torch.tensor([])`, the usual way to say none, is no tensor of integers.
@@ -122,7 +125,7 @@ def boxes(
     return box, _classes("box_class", label, box.device), counts
 
 
-def _lengths(name: str, value: Sequence[Tensor] | None, b: int, rest: tuple[int, ...]) -> Tensor:
+def _lengths(name: str, value: Sequence[Tensor] | None, b: int, rest: tuple[int, ...]) -> list[int]:
     shape = "".join(f", {n}" for n in rest)
     wanted = f"a list of {b} tensors [k{shape}], one per image"
     if not isinstance(value, (list, tuple)) or len(value) != b:
@@ -134,22 +137,7 @@ def _lengths(name: str, value: Sequence[Tensor] | None, b: int, rest: tuple[int,
     if len({entry.device for entry in value}) > 1:
         devices = sorted({str(entry.device) for entry in value})
         raise InputError(f"`{name}`: expected one device, got {', '.join(devices)}")
-    return torch.tensor([len(entry) for entry in value])
-
-
-def _refuse_box(box: Tensor, counts: Tensor, h: int, w: int) -> None:
-    x1, y1, x2, y2 = box.unbind(1)
-    outside = (x1 < 0) | (y1 < 0) | (x2 > w) | (y2 > h)
-    for bad, problem in (
-        (~box.isfinite().all(1), "expected finite numbers"),
-        (outside, f"expected it inside the feature map, 0 <= x <= {w} and 0 <= y <= {h}"),
-        ((x2 <= x1) | (y2 <= y1), "expected x1 < x2 and y1 < y2"),
-    ):
-        if bad.any():
-            k = int(bad.nonzero()[0])
-            image = int(torch.arange(len(counts)).repeat_interleave(counts)[k])
-            nth = k - int(counts[:image].sum())
-            raise InputError(f"`boxes[{image}][{nth}]`: {problem}, got {box[k].tolist()} (xyxy)")
+    return [len(entry) for entry in value]
 
 
 def _classes(name: str, value: Tensor, device: torch.device) -> Tensor:
@@ -157,7 +145,7 @@ def _classes(name: str, value: Tensor, device: torch.device) -> Tensor:
         raise InputError(f"`{name}`: expected it on {device} like the features, got {value.device}")
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise InputError(f"`{name}`: expected integers, got {describe(value)}")
-    if device.type == "cpu" and value.min() < 0:
+    if device.type == "cpu" and not is_compiling() and value.min() < 0:
         raise InputError(
             f"`{name}`: expected 0 for background or a class from 1, got {int(value.min())}"
         )

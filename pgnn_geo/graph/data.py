@@ -3,9 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import GlobalStorage
 
@@ -42,10 +41,19 @@ class GroupData(Data):
         return sum(g.num_images for g in self._geometries())
 
     @property
+    def num_node_features(self) -> int:
+        """Number of channels; PyG would take the last dimension, which is a position's."""
+        x = self.get("x")
+        return x.size(1) if isinstance(x, Tensor) and x.dim() > 2 else super().num_node_features
+
+    @property
     def max_num_nodes(self) -> int:
         """Number of nodes of the largest group, known without waiting for the device."""
-        slices = getattr(self, "_slice_dict", None)  # of a batch
-        return int(self.num_nodes or 0) if slices is None else int(slices["x"].diff().max())
+        if hasattr(self, "_max_num_nodes"):  # of a batch that `PatchGraphBuilder` made
+            return self._max_num_nodes
+        if hasattr(self, "_slice_dict"):  # of one that PyG made
+            return int(self._slice_dict["x"].diff().max())
+        return int(self.num_nodes or 0)
 
     def shared_geometry(self) -> GroupGeometry:
         """The geometry of the groups, whose numbers of images may differ.
@@ -53,7 +61,7 @@ class GroupData(Data):
         Raises:
             InputError: If feature size or kind of patches differ between groups.
         """
-        kinds = {replace(g, num_images=0) for g in set(self._geometries())}
+        kinds = {replace(g, num_images=0) for g in self._geometries()}
         if len(kinds) != 1:
             raise InputError(
                 f"`batch`: expected groups of one feature size and kind of patches, got {kinds}; "
@@ -62,8 +70,7 @@ class GroupData(Data):
         return kinds.pop()
 
     def _geometries(self) -> list[GroupGeometry]:
-        geometry = self.geometry
-        return [geometry] if isinstance(geometry, GroupGeometry) else list(_flat(geometry))
+        return _flat(self.geometry)
 
     def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
         # Counted, not read off the largest id: the last image or group may have no node.
@@ -95,12 +102,8 @@ class GroupData(Data):
 
     def _problem(self) -> str | None:
         v = self.num_nodes
-        for key, shape in {
-            "x": (v, ...),
-            "pos": (v, 4),
-            "node_class": (v,),
-            "image_batch": (v,),
-        }.items():
+        shapes = {"x": (v, ...), "pos": (v, 4), "node_class": (v,), "image_batch": (v,)}
+        for key, shape in shapes.items():
             value = self.get(key)
             found = tuple(value.shape) if isinstance(value, Tensor) else None
             if found is None or ((*found[:1], ...) if ... in shape else found) != shape:
@@ -115,17 +118,31 @@ class GroupData(Data):
         return None
 
 
-def _flat(values: Any) -> Any:
-    # Batches of batches nest the list of geometries once more.
-    for value in values:
-        if isinstance(value, GroupGeometry):
-            yield value
-        else:
-            yield from _flat(value)
+def _flat(geometry: Any) -> list[GroupGeometry]:
+    if isinstance(geometry, GroupGeometry):
+        return [geometry]
+    return [one for part in geometry for one in _flat(part)]  # batches of batches nest lists
 
 
-# So that single groups, and lists of them, load with `torch.load(weights_only=True)`: PyG lists
-# `Data` as safe, but not the classes inside it. A `Batch` unpickles by a call that is refused.
-torch.serialization.add_safe_globals(
-    [GroupData, GroupGeometry, DataEdgeAttr, DataTensorAttr, GlobalStorage]
-)
+# The class that PyG makes for batches of `GroupData`. `Batch(_base_cls=GroupData)` looks it up
+# through a metaclass, which compilers do not follow.
+_GroupDataBatch = type(Batch(_base_cls=GroupData))
+
+
+def new_batch() -> Batch:
+    """An empty batch of groups."""
+    out = _GroupDataBatch.__new__(_GroupDataBatch)
+    Data.__init__(out)
+    return out
+
+
+SAFE_GLOBALS = [GroupData, GroupGeometry, DataEdgeAttr, DataTensorAttr, GlobalStorage]
+"""What :func:`torch.load` has to be told to load groups, or lists of them, without trusting the
+file with more: PyG lists :class:`~torch_geometric.data.Data` as safe, but not the classes inside
+it. A batch cannot be loaded so; save :obj:`batch.to_data_list()`.
+
+.. code-block:: python
+
+    with torch.serialization.safe_globals(SAFE_GLOBALS):
+        groups = torch.load("groups.pt")
+"""

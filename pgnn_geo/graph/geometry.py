@@ -91,8 +91,18 @@ def box_pixels(boxes: Tensor, image: Tensor, height: int, width: int) -> tuple[T
     columns = x2 - x1
     count = columns * (y2 - y1)
     box = torch.repeat_interleave(count)
-    nth = torch.arange(len(box), device=box.device) - (count.cumsum(0) - count)[box]
+    nth = torch.arange(box.size(0), device=box.device) - (count.cumsum(0) - count)[box]
     row = nth.div(columns[box], rounding_mode="floor")
     # One gather for what depends on the box alone.
     start = image * (height * width) + y1 * width + x1
     return box, start[box] + row * width + (nth - row * columns[box])
+
+
+def covered(boxes: Tensor, image: Tensor, num_images: int, height: int, width: int) -> Tensor:
+    """Whether any box of the image covers a pixel, that is, overlaps it: [B, h, w], bool."""
+    x1, y1, x2, y2 = boxes.unsqueeze(2).unbind(1)
+    i, j = (torch.arange(n, device=boxes.device) for n in (height, width))
+    rows, columns = (i + 1 > y1) & (i < y2), (j + 1 > x1) & (j < x2)
+    count = torch.zeros(num_images, height, width, device=boxes.device)
+    inside = rows.unsqueeze(2) & columns.unsqueeze(1)
+    return count.index_add_(0, image, inside.to(count.dtype)) > 0

@@ -18,6 +18,11 @@ class NodeBoxes(Protocol):
         """Height and width of each photo :math:`(M, 2)`."""
         ...
 
+    @property
+    def counts(self) -> Tensor:
+        """Number of boxes of each photo :math:`(M)`."""
+        ...
+
     def __len__(self) -> int: ...
 
     def shown(

@@ -11,7 +11,7 @@ from torch_geometric.utils import scatter
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph.checks import describe, is_channels_last
 from pgnn_geo.graph.data import GroupData
-from pgnn_geo.graph.geometry import GroupGeometry, box_pixels
+from pgnn_geo.graph.geometry import GroupGeometry, box_pixels, covered
 
 
 def stitch(batch: Batch | GroupData, reduce: Literal["max", "mean"] = "max") -> Tensor:
@@ -89,9 +89,8 @@ def _paste(
     node, pixel = box_pixels(pos, image, h, w)
     if geometry.background:
         last = F.pad(image[1:] != image[:-1], (0, 1), value=True)
-        covered = torch.zeros(b * h * w, dtype=torch.bool, device=x.device)
-        covered[pixel[~last[node]]] = True
-        keep = ~(last[node] & covered[pixel])
+        taken = covered(pos[~last], image[~last], b, h, w).view(-1)
+        keep = ~(last[node] & taken[pixel])
         node, pixel = node[keep], pixel[keep]
 
     x1, y1, x2, y2 = pos.unbind(1)

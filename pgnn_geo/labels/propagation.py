@@ -49,7 +49,7 @@ class PhotoGraphs(NamedTuple):
     def nodes(self, maps: Tensor) -> Tensor:
         """Return maps :obj:`[b, K, h, w]` as values of the nodes :obj:`[V, K]`."""
         builder = PatchGraphBuilder(grid=self.batch.shared_geometry().grid)
-        return _means(builder(maps.to(self.x.device), group=1))
+        return _means(builder(maps.to(self.x.device), images_per_group=1))
 
     def maps(self, values: Tensor) -> Tensor:
         """Return values of the nodes :obj:`[V, K]` as maps :obj:`[b, K, h, w]`."""
@@ -82,7 +82,7 @@ def photo_graphs(
     """
     builder = PatchGraphBuilder(grid=grid or features.shape[-1])
     for photos in torch.arange(len(features)).split(CHUNK):
-        batch = builder(features[photos].to(device), group=1)
+        batch = builder(features[photos].to(device), images_per_group=1)
         image_tags = tags[photos].bool().to(device)
         yield PhotoGraphs(photos, batch, _means(batch), image_tags[batch.image_batch])
 

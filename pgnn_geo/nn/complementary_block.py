@@ -1,6 +1,6 @@
 """One layer of P-GNN: weighted edges, and what follows them (Fig. 3)."""
 
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 from torch_geometric.typing import Adj
@@ -28,10 +28,8 @@ class ComplementaryBlock(nn.Module):
     Args:
         channels (int): Channels of input and output.
         heads (int): Number of attention heads. (default: :obj:`8`)
-        num_classes (int, optional): Number of foreground classes of the class embedding.
-            (default: :obj:`None`)
-        class_embedding (str, optional): Where the class embedding enters, see
-            :class:`ComplementaryConv`. (default: :obj:`"attention"`)
+        num_classes (int, optional): Number of foreground classes, whose relation is a bias on the
+            attention, see :class:`ComplementaryConv`. (default: :obj:`None`)
         dropout (float): Dropout probability of the attention weights. (default: :obj:`0.0`)
         kernel_size (int): Odd size of the convolution. (default: :obj:`3`)
         conv_groups (int): Channel groups of the convolution; :obj:`channels` for a depthwise one,
@@ -49,7 +47,6 @@ class ComplementaryBlock(nn.Module):
         channels: int,
         heads: int = 8,
         num_classes: int | None = None,
-        class_embedding: Literal["attention", "input"] | None = "attention",
         dropout: float = 0.0,
         kernel_size: int = 3,
         conv_groups: int = 1,
@@ -60,11 +57,7 @@ class ComplementaryBlock(nn.Module):
             raise InputError(f"`kernel_size`: expected an odd number, got {kernel_size}")
         self.zero_init = zero_init
         self.attention = ComplementaryConv(
-            channels,
-            heads=heads,
-            num_classes=num_classes,
-            class_embedding=class_embedding,
-            dropout=dropout,
+            channels, heads=heads, num_classes=num_classes, dropout=dropout
         )
         # Layer normalization, which follows, takes a bias common to all its inputs away again, but
         # not one per channel: so the convolution keeps its own.

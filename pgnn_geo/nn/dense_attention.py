@@ -3,15 +3,19 @@
 Shapes: V nodes, P positions per node, H heads, D channels per head, g groups of n slots.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.utils.checkpoint import checkpoint
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph.checks import describe
+from pgnn_geo.graph.edges import complete_edge_index
+from pgnn_geo.nn.fusion import is_eager
 
 
 class Bucket(NamedTuple):
@@ -20,7 +24,7 @@ class Bucket(NamedTuple):
     groups: int  # g
     slots: int  # n, the nodes of its largest group
     node: Tensor | None = None  # [g * n], the node in each slot; None: all nodes, in order
-    mask: Tensor | None = None  # [g, n], True for a node and False for padding; None: no padding
+    mask: Tensor | None = None  # [g, n], True for a node and False for padding
 
 
 class Groups(NamedTuple):
@@ -29,6 +33,15 @@ class Groups(NamedTuple):
     buckets: list[Bucket]
     slot: Tensor | None  # [V], the slot of each node, counted over all buckets; None: in order
     ptr: Tensor  # [G + 1], the first node of each group, on the host where the sizes are known
+
+    def edge_index(self, device: torch.device) -> Tensor:
+        """The edges that join all nodes of each group, see :func:`complete_edge_index`."""
+        if self.slot is not None:
+            return complete_edge_index(self.ptr, device=device)
+        g, n, *_ = self.buckets[0]  # numbers, which a compiler knows
+        node = torch.arange(g * n, device=device).view(g, n)
+        pairs = node.unsqueeze(1).expand(g, n, n), node.unsqueeze(2).expand(g, n, n)
+        return torch.stack(pairs).flatten(1)
 
 
 def make_groups(
@@ -49,7 +62,7 @@ def make_groups(
                 f"`batch_size`: expected, without `batch`, a divisor of the {num_nodes} nodes, "
                 f"got {batch_size}"
             )
-        return _equal(batch_size, num_nodes // batch_size, x)
+        return _equal(batch_size, num_nodes)
     if batch.shape != (num_nodes,) or batch.dtype != torch.long or batch.device != x.device:
         raise InputError(
             f"`batch`: expected int64 [{num_nodes}] on {x.device}, one group id per node, "
@@ -57,165 +70,190 @@ def make_groups(
         )
 
     hinted = batch_size is not None and max_num_nodes is not None
-    if torch.compiler.is_compiling():
-        if not hinted:
-            raise InputError(
-                "`batch`: torch.compile cannot read the sizes of the groups from it; give "
-                "`batch_size` and `max_num_nodes` as well, or `batch_size` alone if all are equal"
-            )
-    elif batch.is_cpu or not hinted:
-        ids, count = torch.unique_consecutive(batch, return_counts=True)
-        sizes = count.tolist()
-        if len(sizes) > 1 and bool((ids.diff() <= 0).any()):
-            raise InputError(
-                "`batch`: expected sorted ids, got unsorted ones; the nodes of a group must stand "
-                "together"
-            )
-        if (
-            hinted
-            and sizes
-            and (
-                max(sizes) > max_num_nodes or int(ids[0]) < 0 or int(ids[-1]) >= batch_size  # type: ignore[operator]
-            )
-        ):
-            raise InputError(
-                f"`batch`: expected `batch_size`={batch_size} groups of up to "
-                f"`max_num_nodes`={max_num_nodes} nodes, got groups {int(ids[0])} to "
-                f"{int(ids[-1])} of up to {max(sizes)}"
-            )
-        return _bucket(sizes, x)
+    if is_compiling() and not hinted:
+        raise InputError(
+            "`batch`: torch.compile cannot read the sizes of the groups from it; give "
+            "`batch_size` and `max_num_nodes` as well, or `batch_size` alone if all are equal"
+        )
+    if hinted and not (batch.is_cpu and is_eager(batch)):  # not to be read
+        assert batch_size is not None and max_num_nodes is not None
+        if num_nodes == 0 or (not is_compiling() and num_nodes == batch_size * max_num_nodes):
+            return _equal(batch_size, num_nodes)  # no group is larger, so each is as large
+        group = torch.arange(batch_size + 1, device=x.device)
+        ptr = torch.searchsorted(batch, group)
+        return _padded(batch, ptr, [(group[:-1], max_num_nodes)], x.device)
 
-    assert batch_size is not None and max_num_nodes is not None
-    if num_nodes in (0, batch_size * max_num_nodes):  # no group is larger, so each is as large
-        return _equal(batch_size, num_nodes // max(batch_size, 1), x)
-    ptr = torch.searchsorted(batch, torch.arange(batch_size + 1, device=x.device))
-    index, mask = _slots(ptr[:-1], ptr.diff(), max_num_nodes)
-    slot = torch.arange(num_nodes, device=x.device) - ptr[batch] + batch * max_num_nodes
-    # An empty group would be a softmax over nothing: let it see its padding, which is dropped.
-    mask = mask | (ptr.diff() == 0).unsqueeze(1)
-    index = index.clamp(max=num_nodes - 1)
-    return Groups([Bucket(batch_size, max_num_nodes, index, mask)], slot, ptr)
-
-
-def _equal(groups: int, slots: int, x: Tensor) -> Groups:
-    ptr = torch.arange(groups + 1) * slots
-    return Groups([Bucket(groups, slots)], None, ptr)
-
-
-def _slots(start: Tensor, size: Tensor, slots: int) -> tuple[Tensor, Tensor]:
-    offset = torch.arange(slots, device=start.device)
-    mask = offset < size.unsqueeze(1)  # [g, n]
-    # Padding repeats the first node of the group: a valid index, and finite numbers.
-    return (start.unsqueeze(1) + offset * mask).flatten(), mask
-
-
-def _bucket(sizes: list[int], x: Tensor) -> Groups:
+    sizes = _sizes(batch, batch_size, max_num_nodes)
     if len(set(sizes)) <= 1:
-        return _equal(len(sizes), sizes[0] if sizes else 0, x)
+        return _equal(len(sizes), num_nodes)
     # Sizes of a bucket lie within a factor of two, so the padding is less than the nodes however
     # uneven the groups are, and a few dense batches do instead of one per size.
     members: dict[int, list[int]] = {}
     for group, size in enumerate(sizes):
         members.setdefault((size - 1).bit_length(), []).append(group)
-    size_of = torch.tensor(sizes)
-    ptr = F.pad(size_of.cumsum(0), (1, 0))
-    buckets, slot, total = [], torch.empty(int(ptr[-1]), dtype=torch.long), 0
-    for member in members.values():
-        slots = max(sizes[group] for group in member)
-        index, mask = _slots(ptr[member], size_of[member], slots)
-        keep = mask.flatten().nonzero().squeeze(1)
-        slot[index[keep]] = keep + total
-        total += index.numel()
-        padded = keep.numel() < index.numel()
-        buckets.append(
-            Bucket(len(member), slots, index.to(x.device), mask.to(x.device) if padded else None)
+    ptr = F.pad(torch.tensor(sizes).cumsum(0), (1, 0))
+    batch = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    kinds = [(torch.tensor(m), max(sizes[group] for group in m)) for m in members.values()]
+    return _padded(batch, ptr, kinds, x.device)
+
+
+def _sizes(batch: Tensor, batch_size: int | None, max_num_nodes: int | None) -> list[int]:
+    """The sizes of the groups that have nodes."""
+    ids, count = torch.unique_consecutive(batch, return_counts=True)
+    sizes = count.tolist()
+    if not sizes:
+        return sizes
+    if len(sizes) > 1 and bool((ids.diff() <= 0).any()):
+        raise InputError(
+            "`batch`: expected sorted ids, got unsorted ones; the nodes of a group must stand "
+            "together"
         )
-    return Groups(buckets, slot.to(x.device), ptr)
+    low, high = int(ids[0]), int(ids[-1])
+    if low < 0 or (batch_size is not None and high >= batch_size):
+        raise InputError(f"`batch`: expected 0 to {batch_size} - 1, got groups {low} to {high}")
+    if max_num_nodes is not None and max(sizes) > max_num_nodes:
+        raise InputError(
+            f"`max_num_nodes`: expected at least {max(sizes)}, the largest group, "
+            f"got {max_num_nodes}"
+        )
+    return sizes
 
 
-def grouped_attention(
+def _equal(groups: int, num_nodes: int) -> Groups:
+    slots = num_nodes // max(groups, 1)
+    return Groups([Bucket(groups, slots)], None, torch.arange(groups + 1) * slots)
+
+
+def _padded(
+    batch: Tensor, ptr: Tensor, kinds: list[tuple[Tensor, int]], device: torch.device
+) -> Groups:
+    """One bucket for each kind of groups: their ids, and the slots of each."""
+    size = ptr.diff()
+    first = torch.zeros_like(size)  # the slot of each group's first node
+    buckets, total = [], 0
+    for group, slots in kinds:
+        offset = torch.arange(slots, device=ptr.device)
+        mask = offset < size[group].unsqueeze(1)  # [g, n]
+        # Padding repeats the first node of the group: a valid index, and finite numbers.
+        node = (ptr[group].unsqueeze(1) + offset * mask).clamp(max=batch.size(0) - 1).flatten()
+        # An empty group would be a softmax over nothing: let it see its padding, which is dropped.
+        mask = mask | (size[group] == 0).unsqueeze(1)
+        first[group] = total + slots * torch.arange(group.size(0), device=ptr.device)
+        total += group.size(0) * slots
+        buckets.append(Bucket(group.size(0), slots, node.to(device), mask.to(device)))
+    slot = first[batch] - ptr[batch] + torch.arange(batch.size(0), device=ptr.device)
+    return Groups(buckets, slot.to(device), ptr)
+
+
+def group_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     groups: Groups,
-    scale: float,
     dropout: float = 0.0,
-    edge_index: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
+    relation: Callable[[Tensor, Tensor], Tensor] | None = None,
+    node_class: Tensor | None = None,
+) -> Tensor:
     """Let all nodes of each group attend to each other.
 
     Args:
-        query: Queries [V, H, D'].
-        key: Keys [V, H, D'].
-        value: Values [V, P, H, D]; positions that stand behind the channels count as such, P = 1.
+        query: Queries [V, H, D].
+        key: Keys [V, H, D].
+        value: Values [V, H * D] or [V, H * D, *].
         groups: Where the groups are.
-        scale: Factor on the products of queries and keys.
         dropout: Dropout probability of the attention weights.
-        edge_index: If given, the edges of the complete graphs whose weights are returned, too.
+        relation: From the classes of two nodes to the bias of their logits [..., H].
+        node_class: The classes [V] for it.
 
     Returns:
-        The messages [V, P, H, D], and the weights [E, H] before dropout or None.
+        The messages, of the shape and the memory layout of the values.
     """
-    outs, alphas = [], []
+    (_, H, D), positions = query.shape, value.shape[2:]
+    value = value.flatten(2) if positions else value.unsqueeze(2)  # [V, H * D, P]
+    last = value.stride(1) == 1 and value.size(2) > 1  # channels last in memory
+    outs = []
     for bucket in groups.buckets:
-        q, k, v = (_batched(t, bucket) for t in (query.unsqueeze(1), key.unsqueeze(1), value))
-        mask = None if bucket.mask is None else bucket.mask[:, None, None, :]  # [g, 1, 1, n]
-        if edge_index is None:
-            out = _attend(q, k, v, mask, scale, dropout)
-        else:
-            out, alpha = _attend_weights(q, k, v, mask, scale, dropout)
-            alphas.append(alpha.permute(0, 2, 3, 1).flatten(0, 2))  # [g * n * n, H]
-        out = out.unflatten(-1, (value.size(1), value.size(3)))  # [g, H, n, P, D]
-        outs.append(out.permute(0, 2, 3, 1, 4).flatten(0, 1))  # [g * n, P, H, D]
-
-    if groups.slot is None:
-        return outs[0], alphas[0] if alphas else None
-    out = torch.cat(outs).index_select(0, groups.slot)
-    if edge_index is None:
-        return out, None
-    source, target = edge_index
-    start, total = [], 0  # of each slot's row of weights
-    for g, n, *_ in groups.buckets:
-        start.append(torch.arange(g * n, device=out.device) * n + total)
-        total += g * n * n
-    ptr = groups.ptr.to(out.device)
-    first = ptr[torch.searchsorted(ptr, target, right=True) - 1]
-    row = torch.cat(start)[groups.slot].index_select(0, target)
-    return out, torch.cat(alphas).index_select(0, row + source - first)
+        q, k = (_batched(t, bucket).transpose(1, 2) for t in (query, key))  # [g, H, n, D]
+        v = _batched(value, bucket).unflatten(2, (H, D))  # [g, n, H, D, P]
+        bias = None
+        if relation is not None and node_class is not None:
+            c = _batched(node_class, bucket)
+            bias = relation(c.unsqueeze(2), c.unsqueeze(1)).permute(0, 3, 1, 2)  # [g, H, n, n]
+        if bucket.mask is not None:
+            mask = bucket.mask[:, None, None, :]  # [g, 1, 1, n]
+            bias = mask if bias is None else bias.masked_fill(~mask, -torch.inf)
+        out = _attend(q, k, v.transpose(1, 2).flatten(3), bias, dropout)  # [g, H, n, D * P]
+        out = out.transpose(1, 2).unflatten(3, (D, -1)).flatten(0, 1)  # [g * n, H, D, P]
+        outs.append(out.permute(0, 3, 1, 2).flatten(2) if last else out.flatten(1, 2))
+    out = outs[0] if groups.slot is None else torch.cat(outs).index_select(0, groups.slot)
+    out = out.mT if last else out  # [V, H * D, P]
+    return out.unflatten(2, positions) if positions else out.squeeze(2)
 
 
 def _batched(t: Tensor, bucket: Bucket) -> Tensor:
-    """Turn [V, P, H, D] into [g, H, n, P * D]: a view where P = 1, one copy otherwise."""
+    """Turn [V, *] into [g, n, *]."""
     t = t if bucket.node is None else t.index_select(0, bucket.node)
-    t = t.unflatten(0, (bucket.groups, bucket.slots))
-    return t.permute(0, 3, 1, 2, 4).flatten(3)
+    return t.unflatten(0, (bucket.groups, bucket.slots))
 
 
-def _attend_weights(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float
-) -> tuple[Tensor, Tensor]:
-    alpha = (q * scale) @ k.mT  # [g, H, n, n]
-    if mask is not None:
-        alpha = alpha.masked_fill(~mask, float("-inf"))
-    alpha = alpha.softmax(dim=-1)
-    return F.dropout(alpha, dropout) @ v, alpha
-
-
-def _attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float
-) -> Tensor:
-    # The fused kernels want values as wide as the queries.
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    if not is_eager(v):
+        return _weigh(q, k, v, bias, dropout)
     width = v.size(-1)
-    if width <= q.size(-1):
-        v = F.pad(v, (0, q.size(-1) - width)) if width < q.size(-1) else v
-        out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
-        return out[..., :width]
+    if width == q.size(-1):  # what the fused kernels want
+        if dropout or (bias is not None and bias.requires_grad):  # not theirs
+            return _weigh(q, k, v, bias, dropout)
+        return _FusedAttention.apply(q, k, v, bias)
     # Values with positions are wider. Blocks of as many queries have weights no larger than the
     # values, and making a block anew in the backward pass is cheap beside multiplying it with them:
     # so memory stays linear in the nodes.
     blocks = q.split(width, dim=2)
     if len(blocks) == 1:
-        return _attend_weights(q, k, v, mask, scale, dropout)[0]
-    rest = (k, v, mask, scale, dropout)
-    blocks = [checkpoint(_attend_weights, b, *rest, use_reentrant=False)[0] for b in blocks]
-    return torch.cat(blocks, dim=2)
+        return _weigh(q, k, v, bias, dropout)
+    biases = [bias] * len(blocks)
+    if bias is not None and bias.size(2) > 1:
+        biases = list(bias.split(width, dim=2))
+    parts = [
+        checkpoint(_weigh, block, k, v, own, dropout, use_reentrant=False)
+        for block, own in zip(blocks, biases, strict=True)
+    ]
+    return torch.cat(parts, dim=2)
+
+
+class _FusedAttention(torch.autograd.Function):
+    """`scaled_dot_product_attention`; its kernels lack a second derivative, which this one has."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        ctx.save_for_backward(q, k, v, mask)
+        ctx.graph = _fused_graph(q, k, v, mask)
+        return ctx.graph[0].detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, mask = ctx.saved_tensors
+        if torch.is_grad_enabled():  # this derivative is to be derived
+            out = _weigh(*inputs, mask, 0.0)
+        else:
+            out, inputs = ctx.graph or _fused_graph(*inputs, mask)
+            ctx.graph = None  # a second call is rare, and memory is not
+        wanted = [t for t in inputs if t.requires_grad]
+        found = iter(torch.autograd.grad(out, wanted, grad, create_graph=torch.is_grad_enabled()))
+        return *(next(found) if t.requires_grad else None for t in inputs), None
+
+
+def _fused_graph(*inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The kernel's output, and what it was computed from."""
+    *parts, mask = inputs
+    with torch.enable_grad():
+        parts = [t.detach().requires_grad_(t.requires_grad) for t in parts]
+        return F.scaled_dot_product_attention(*parts, mask), parts
+
+
+def _weigh(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    logits = (q * q.size(-1) ** -0.5) @ k.mT  # [g, H, n, n]
+    if bias is not None and bias.dtype == torch.bool:
+        logits = logits.masked_fill(~bias, -torch.inf)
+    elif bias is not None:
+        logits = logits + bias
+    return F.dropout(logits.softmax(dim=-1), dropout) @ v

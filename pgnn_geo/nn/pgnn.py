@@ -1,6 +1,6 @@
 r"""P-GNN: backbone, patch graph, weighted edges, decoder."""
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 from torch_geometric.data import Batch
@@ -9,9 +9,11 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.graph import PatchGraphBuilder, stitch
 from pgnn_geo.graph.geometry import patch_class
 from pgnn_geo.nn.backbones import BackboneName, build_backbone
+from pgnn_geo.nn.class_embedding import ClassEmbedding, check_classes
 from pgnn_geo.nn.complementary_block import ComplementaryBlock
 from pgnn_geo.nn.decoder import ActivationName, AttentionDecoder, activate
 
+ClassEmbeddingName = Literal["attention", "input"]
 NodeClassesName = Literal["none", "maps"]
 
 
@@ -49,19 +51,20 @@ class PGNN(nn.Module):
             plus one background node per image, and :obj:`grid` is unused. (default: :obj:`None`)
         layers (int): Number of blocks :math:`L`; 0 for the CAM baseline. (default: :obj:`1`)
         heads (int): Attention heads. (default: :obj:`8`)
-        class_embedding (str, optional): What the classes of nodes do (Eq. 4), see
-            :class:`ComplementaryConv`:
-            :obj:`"attention"`, :obj:`"input"` or :obj:`None`. (default: :obj:`"attention"`)
+        class_embedding (str, optional): What the classes of nodes do (Eq. 4): :obj:`"attention"`,
+            a bias on the attention, see :class:`ClassRelation`; :obj:`"input"`, the paper's form,
+            one :class:`ClassEmbedding` added to the nodes before the first block; :obj:`None`,
+            nothing: nodes then need no class. (default: :obj:`None`)
         weights (str, optional): Pretrained weights, see
             :func:`~pgnn_geo.nn.backbones.resolve_weights`. (default: :obj:`"DEFAULT"`)
         output_stride (int): 8, 16 or 32. (default: :obj:`16`)
         freeze_stages (int): Leading backbone stages that are not trained. (default: :obj:`0`)
         activation (str): How scores become maps, see :func:`~pgnn_geo.nn.decoder.activate`:
             :obj:`"relu"` or :obj:`"softmax"`. (default: :obj:`"relu"`)
-        node_classes (str): Where the classes of grid nodes come from if :obj:`node_class` is not
-            given: :obj:`"none"`: all are background; :obj:`"maps"`: with :obj:`tags`, the maps of
-            the head before the graph, see :func:`~pgnn_geo.graph.geometry.patch_class`.
-            (default: :obj:`"none"`)
+        node_classes (str): Where the classes of grid nodes come from, if they do something and
+            :obj:`node_class` is not given: :obj:`"maps"`: with :obj:`tags`, the maps of the head
+            before the graph, see :func:`~pgnn_geo.graph.geometry.patch_class`; :obj:`"none"`: all
+            are background, as until there are maps. (default: :obj:`"none"`)
         top_k (int, optional): With :obj:`box_size`, boxes of an image that become nodes, the first
             ones; all if not given. (default: :obj:`None`)
 
@@ -85,7 +88,7 @@ class PGNN(nn.Module):
         box_size: int | None = None,
         layers: int = 1,
         heads: int = 8,
-        class_embedding: Literal["attention", "input"] | None = "attention",
+        class_embedding: ClassEmbeddingName | None = None,
         weights: str | None = "DEFAULT",
         output_stride: int = 16,
         freeze_stages: int = 0,
@@ -128,12 +131,13 @@ class PGNN(nn.Module):
             ComplementaryBlock(
                 channels,
                 heads=heads,
-                num_classes=num_classes if class_embedding else None,
-                class_embedding=class_embedding,
+                num_classes=num_classes if class_embedding == "attention" else None,
                 conv_groups=channels,  # depthwise: a full one would cost as much as a VGG layer
             )
             for _ in range(layers)
         )
+        with_input = layers > 0 and class_embedding == "input"
+        self.class_embedding = ClassEmbedding(num_classes, channels) if with_input else None
         # The head before the graph keeps the features telling by themselves.
         self.backbone_decoder = AttentionDecoder(channels, num_classes) if layers else None
         self.decoder = AttentionDecoder(channels, num_classes)
@@ -199,8 +203,9 @@ class PGNN(nn.Module):
         batch, backbone_scores, backbone_logits = None, None, None
         if self.backbone_decoder is not None:
             backbone_scores, backbone_logits = self.backbone_decoder(features)
-            if node_class is None and tags is not None and self.node_classes == "maps":
-                node_class = self._classes_from_maps(backbone_scores, tags)
+            if node_class is None and tags is not None and self._takes_classes_from_maps():
+                maps = activate(backbone_scores.detach(), self.activation, tags)
+                node_class = patch_class(maps, self.builder.grid)
             if self.top_k is not None:
                 boxes, box_class = (
                     None if part is None else [own[: self.top_k] for own in part]
@@ -209,6 +214,10 @@ class PGNN(nn.Module):
             batch = self.builder(
                 features, group=group, node_class=node_class, boxes=boxes, box_class=box_class
             )
+            if self.config["class_embedding"] is not None:
+                check_classes(batch.node_class, self.num_classes)
+            if self.class_embedding is not None:
+                batch.x = self.class_embedding(batch.x, batch.node_class)
             for block in self.blocks:
                 batch.x = block(
                     batch.x,
@@ -222,7 +231,15 @@ class PGNN(nn.Module):
         attention = activate(scores, self.activation, tags)
         return PGNNOutput(attention, logits, backbone_logits, batch, scores, backbone_scores)
 
-    def _classes_from_maps(self, scores: Tensor, tags: Tensor) -> Tensor | None:
-        if self.builder.grid is None:  # boxes have classes of their own
-            return None
-        return patch_class(activate(scores.detach(), self.activation, tags), self.builder.grid)
+    def _takes_classes_from_maps(self) -> bool:
+        """Whether classes do something and are not given: boxes have classes of their own."""
+        has_classes = self.config["class_embedding"] is not None
+        return has_classes and self.node_classes == "maps" and self.builder.grid is not None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.class_embedding is not None and f"{prefix}class_embedding.weight" not in state_dict:
+            raise InputError(
+                "class_embedding='input': the checkpoint has no embedding of nodes; before version "
+                "0.2 each block had one of its own, which left out its residual: train again"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,8 +1,11 @@
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch
 from torch_geometric.testing import onlyCUDA, withCUDA
 from torchvision.ops import roi_align
@@ -87,7 +90,7 @@ def test_background_comes_last_in_its_image():
     features = torch.randn(3, 4, 9, 11)
     boxes = random_boxes([2, 0, 3], 9, 11)
     box_class = [torch.tensor([1, 2]), torch.tensor([]), torch.tensor([3, 5, 4])]
-    batch = box_background(features, group=3, boxes=boxes, box_class=box_class)
+    batch = box_background(features, images_per_group=3, boxes=boxes, box_class=box_class)
     is_box = torch.tensor([True, True, False, False, True, True, True, False])
     torch.testing.assert_close(batch.x[is_box], roi_align(features, boxes, 3, aligned=True))
     assert torch.equal(batch.pos[is_box], torch.cat(boxes))
@@ -153,10 +156,41 @@ def test_batching_k_groups_equals_k_calls(counts, background, kind):
     assert torch.equal(batch.edge_index, complete_edge_index(batch.ptr))
 
 
-@pytest.mark.parametrize("group", [3, torch.tensor([2, 2, 2, 5, 5, 5])])
-def test_group_as_size_or_ids(group):
-    batch = grid(torch.randn(6, 1, 2, 2), group)
+@pytest.mark.parametrize(
+    "groups", [{"images_per_group": 3}, {"group": torch.tensor([2, 2, 2, 5, 5, 5])}]
+)
+def test_groups_by_size_or_ids(groups):
+    batch = grid(torch.randn(6, 1, 2, 2), **groups)
     assert batch.ptr.tolist() == [0, 12, 24] and batch[1].num_images == 3
+
+
+def test_edge_index_is_written_when_its_form_is_asked_for():
+    batch = grid(torch.randn(2, 1, 4, 4), images_per_group=1, as_edge_index=True)
+    assert isinstance(batch.edge_index, EdgeIndex)
+    assert torch.equal(batch.edge_index.as_tensor(), complete_edge_index(batch.ptr))
+
+
+@given(
+    st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    st.integers(1, 4),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.booleans(),
+)
+@settings(deadline=None, max_examples=25)
+def test_every_image_has_its_nodes_in_order(sizes, s, h, w, background):
+    group = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    features = torch.randn(sum(sizes), 2, h, w)
+    batch = PatchGraphBuilder(grid=s, background=background)(features, group)
+    nodes = s * s + background
+    assert batch.num_nodes == nodes * sum(sizes) == len(batch.x)
+    assert batch.image_batch.tolist() == [i for i in range(sum(sizes)) for _ in range(nodes)]
+    assert torch.equal(batch.batch, group[batch.image_batch])
+    assert batch.ptr.diff().tolist() == [nodes * n for n in sizes]
+    assert batch.max_num_nodes == nodes * max(sizes) and batch.num_images == sum(sizes)
+    # The cells of an image tile it; those that are padding alone have no area.
+    x1, y1, x2, y2 = batch[0].pos[: s * s].unbind(1)
+    assert ((x2 - x1) * (y2 - y1)).sum() == h * w
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half, torch.float, torch.double])
@@ -222,11 +256,13 @@ BAD_CALLS = {
     "empty": (grid, {"features": torch.zeros(1, 1, 0, 2)}, "`features`: .*non-empty"),
     "no tensor": (grid, {"features": None}, "`features`: .* got None"),
     "unsorted": (grid, {"group": torch.tensor([1, 0])}, r"`group`: .* sorted ids, got \[1, 0\]"),
-    "group length": (grid, {"group": torch.zeros(3).long()}, r"`group`: expected int64 \[2\]"),
-    "group type": (grid, {"group": torch.zeros(2)}, "`group`: expected int64 .* got float32"),
-    "group size": (grid, {"group": 3}, "`group`: expected a divisor of the 2 images, got 3"),
-    "group 0": (grid, {"group": 0}, "`group`: expected a divisor"),
-    "group device": (grid, {"group": LONG.to("meta")}, "`group`: .* got meta"),
+    "group length": (grid, {"group": torch.zeros(3).long()}, r"`group`: expected .* int64 \[2\]"),
+    "group type": (grid, {"group": torch.zeros(2)}, "`group`: expected .* int64 .* got float32"),
+    "group a number": (grid, {"group": 2}, "`group`: expected .* got 2; .* `images_per_group`"),
+    "per group": (grid, {"images_per_group": 3}, "`images_per_group`: .* the 2 images, got 3"),
+    "per group 0": (grid, {"images_per_group": 0}, "`images_per_group`: expected a divisor"),
+    "per group 1.0": (grid, {"images_per_group": 1.0}, "`images_per_group`: .* got 1.0"),
+    "both": (grid, {"group": LONG, "images_per_group": 1}, "`group` and `images_per_group`"),
     "class shape": (grid, {"node_class": LONG}, r"`node_class`: expected int64 \[8\] or"),
     "class type": (grid, {"node_class": torch.zeros(8)}, "`node_class`: expected integers"),
     "class range": (grid, {"node_class": torch.full((8,), -1)}, "`node_class`: .* got -1"),
@@ -242,14 +278,14 @@ BAD_CALLS = {
     "boxes away": (box, {"boxes": [torch.zeros(1, 4).to("meta")] * 2}, "`boxes`: .* got meta"),
 }
 BAD_BOXES = {
-    "right": ([0, 0, 5.5, 1], r"`boxes\[1\]\[1\]`: expected it inside .* x <= 5 and 0 <= y <= 4"),
-    "below": ([0, 0, 5, 4.1], r"inside"),
-    "left": ([-0.1, 0, 5, 4], r"inside"),
-    "above": ([0, -1, 5, 4], r"inside"),
-    "degenerate": ([2, 2, 2, 3], r"`boxes\[1\]\[1\]`: expected x1 < x2 and y1 < y2"),
-    "upside down": ([2, 3, 4, 2], r"expected x1 < x2 and y1 < y2, got \[2.0, 3.0, 4.0, 2.0\]"),
-    "nan": ([0, 0, float("nan"), 1], r"`boxes\[1\]\[1\]`: expected finite"),
-    "inf": ([0, 0, 1, float("inf")], r"expected finite"),
+    "right": [0.0, 0.0, 5.5, 1.0],
+    "below": [0.0, 0.0, 5.0, 4.25],
+    "left": [-0.5, 0.0, 5.0, 4.0],
+    "above": [0.0, -1.0, 5.0, 4.0],
+    "degenerate": [2.0, 2.0, 2.0, 3.0],
+    "upside down": [2.0, 3.0, 4.0, 2.0],
+    "nan": [0.0, 0.0, float("nan"), 1.0],
+    "inf": [0.0, 0.0, 1.0, float("inf")],
 }
 ONE = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
 
@@ -263,8 +299,9 @@ def test_bad_arguments(case):
 
 @pytest.mark.parametrize("case", BAD_BOXES)
 def test_bad_boxes(case):
-    bad, message = BAD_BOXES[case]
-    with pytest.raises(InputError, match=message):
+    bad = BAD_BOXES[case]
+    message = r"`boxes\[1\]\[1\]`: expected 0 <= x1 < x2 <= 5 and 0 <= y1 < y2 <= 4 .* got "
+    with pytest.raises(InputError, match=message + re.escape(str(bad))):
         box(F2, boxes=[ONE, torch.cat([ONE, torch.tensor([bad])])])
 
 
@@ -295,10 +332,11 @@ def test_check_finite():
     builder = PatchGraphBuilder(grid=2, check_finite=True)
     builder(torch.full((1, 1, 2, 2), 3e38))  # whose sum overflows
     features = F2.clone()
-    features[1, 2, 3, 4] = float("inf")
-    with pytest.raises(InputError, match="got inf in image 1, channel 2, row 3, column 4"):
-        builder(features)
-    assert grid(features).x.isinf().any()
+    for bad in ("inf", "-inf", "nan"):
+        features[1, 2, 3, 4] = float(bad)
+        with pytest.raises(InputError, match=f"got {bad} in image 1, channel 2, row 3, column 4"):
+            builder(features)
+    assert grid(features).x.isnan().any()
 
 
 @withCUDA
@@ -318,7 +356,7 @@ def test_grid_never_waits_for_the_device():
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for kwargs in ({"group": 3}, {"group": group}, {"edges": True}):
+        for kwargs in ({"images_per_group": 3}, {"group": group}, {"edges": True}):
             stitch(PatchGraphBuilder(grid=2, background=True)(features, **kwargs))
     finally:
         torch.cuda.set_sync_debug_mode(mode)

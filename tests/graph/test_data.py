@@ -3,13 +3,15 @@ import pickle
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch
 from torch_geometric.loader import DataLoader
 from torch_geometric.testing import onlyCUDA
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.graph import GroupData, GroupGeometry, PatchGraphBuilder, stitch
+from pgnn_geo.graph import SAFE_GLOBALS, GroupData, GroupGeometry, PatchGraphBuilder, stitch
 
 GROUP = torch.tensor([0, 0, 0, 4, 4, 7])
 
@@ -146,8 +148,48 @@ def test_copies_and_files(make, tmp_path):
     assert_equal(torch.load(tmp_path / "batch.pt", weights_only=False)[1], batch[1])
     pieces = batch.to_data_list()
     torch.save(pieces, tmp_path / "pieces.pt")
-    for loaded, piece in zip(torch.load(tmp_path / "pieces.pt"), pieces, strict=True):
+    with torch.serialization.safe_globals(SAFE_GLOBALS):
+        again = torch.load(tmp_path / "pieces.pt", weights_only=True)
+    for loaded, piece in zip(again, pieces, strict=True):
         assert_equal(loaded, piece)
+
+
+def test_import_does_not_widen_what_torch_trusts(tmp_path):
+    assert not set(SAFE_GLOBALS) & set(torch.serialization.get_safe_globals())
+    torch.save(make_grid()[0], tmp_path / "piece.pt")
+    with pytest.raises(pickle.UnpicklingError, match="GroupData"):
+        torch.load(tmp_path / "piece.pt", weights_only=True)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=25)
+def test_round_trip_through_a_list(data):
+    sizes = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
+    flags = {key: data.draw(st.booleans()) for key in ("edges", "as_edge_index")}
+    background, channels = data.draw(st.booleans()), data.draw(st.integers(1, 5))
+    counts = data.draw(st.lists(st.integers(0, 2), min_size=sum(sizes), max_size=sum(sizes)))
+    group = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    features = torch.randn(sum(sizes), channels, 5, 7)
+    if data.draw(st.booleans()):
+        batch = PatchGraphBuilder(grid=2, background=background)(features, group, **flags)
+    else:
+        boxes = [torch.tensor([[1.0, 0.5, 4.0, 5.0]]).expand(k, 4) for k in counts]
+        builder = PatchGraphBuilder(box_size=3, background=background)
+        batch = builder(features, group, boxes=boxes, **flags)
+    assume(batch.num_nodes > 1 or not flags["as_edge_index"])  # PyG cannot join such `EdgeIndex`
+    again = Batch.from_data_list(batch.to_data_list())
+    assert_equal(batch, again)
+    assert torch.equal(stitch(batch), stitch(again))
+    for one in (batch, again, *batch.to_data_list()):
+        assert one.num_features == one.num_node_features == channels
+    assert batch.max_num_nodes == again.max_num_nodes
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((4, 8, 5, 6), 8), ((4, 7), 7), ((4,), 1)])
+def test_feature_counts(shape, expected):
+    batch = PatchGraphBuilder(grid=2)(torch.randn(1, 8, 10, 12))
+    batch.x = torch.randn(shape)
+    assert batch.num_features == batch.num_node_features == expected
 
 
 @cases
@@ -167,7 +209,7 @@ def test_to_device_keeps_the_geometry():
 
 def test_geometry_is_no_node_attribute():
     # One node per group: the list of geometries is as long as there are nodes.
-    batch = PatchGraphBuilder(grid=1)(torch.randn(2, 3, 4, 4), group=1)
+    batch = PatchGraphBuilder(grid=1)(torch.randn(2, 3, 4, 4), images_per_group=1)
     assert batch.num_nodes == len(batch.geometry)
     assert not batch.is_node_attr("geometry")
     half = batch.subgraph(torch.tensor([0]))

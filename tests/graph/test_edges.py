@@ -55,6 +55,12 @@ def test_edge_index_knows_its_order_and_size(sizes, loop):
     assert is_undirected(plain, num_nodes=sum(sizes))
 
 
+@pytest.mark.parametrize("sizes", [[3, 3], [4, 0, 1], []])
+def test_pointers_as_a_list(sizes):
+    ptr = pointers(sizes)
+    assert torch.equal(complete_edge_index(ptr.tolist()), complete_edge_index(ptr))
+
+
 def test_output_is_fresh():
     ptr = pointers([2, 2])
     complete_edge_index(ptr).zero_()
@@ -64,7 +70,9 @@ def test_output_is_fresh():
 @pytest.mark.parametrize(
     "ptr",
     [
-        [0, 2],
+        (0, 2),
+        [],
+        [0, 3, 2],
         torch.tensor([0.0, 2.0]),
         torch.tensor([[0, 2]]),
         torch.tensor([], dtype=torch.long),

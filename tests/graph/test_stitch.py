@@ -9,13 +9,13 @@ from pgnn_geo.graph import PatchGraphBuilder, stitch
 
 
 @given(
-    st.integers(1, 40), st.integers(1, 40), st.sampled_from([2, 4, 6, 8]), st.booleans(),
+    st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.booleans(),
     st.sampled_from([torch.contiguous_format, torch.channels_last]),
 )  # fmt: skip
 @settings(deadline=None, max_examples=25)
 def test_stitch_of_split_is_identity(h, w, grid, background, memory_format):
     features = torch.randn(2, 3, h, w).contiguous(memory_format=memory_format)
-    batch = PatchGraphBuilder(grid=grid, background=background)(features, group=1)
+    batch = PatchGraphBuilder(grid=grid, background=background)(features, images_per_group=1)
     assert torch.equal(stitch(batch), features)
 
 

@@ -12,7 +12,6 @@ from pgnn_geo.features.stems import stem_bank
 from pgnn_geo.features.views import View
 from pgnn_geo.graph.geometry import patch_class
 from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.labels import maps as inference
 from pgnn_geo.labels.maps import MapConfig, attention_maps
 from pgnn_geo.nn import PGNN, CongenericPropagation, build_backbone, normalize_attention
 from pgnn_geo.nn.decoder import activate
@@ -139,7 +138,7 @@ def test_features_that_positions_are_compared_by(shapes, monkeypatch):
         torch.manual_seed(7)
         return build_backbone(name, None, *arguments)
 
-    monkeypatch.setattr(inference, "build_backbone", other_weights)
+    monkeypatch.setattr("pgnn_geo.labels.maps.build_backbone", other_weights)
     model = tiny(layers=0)
     config = replace(CONFIG, propagate="within", propagation_power=2.0)
     trained, auto = (
@@ -180,7 +179,7 @@ def test_pretrained_features_of_random_weights_are_refused(shapes):
 
 
 def test_classes_of_nodes_at_inference(shapes):
-    model = tiny(layers=1)
+    model = tiny(layers=1, class_embedding="attention")
     torch.nn.init.normal_(model.blocks[0].attention.class_module.weight)
     plain = attention_maps(model, shapes, CONFIG)
     model.set_node_classes("maps")

@@ -5,52 +5,55 @@ from torch import Tensor
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.nn import ClassEmbedding, ComplementaryConv
-from pgnn_geo.nn.class_embedding import ClassRelation
+from pgnn_geo.nn.class_embedding import ClassRelation, check_classes
 
 
-def test_rows():
+@pytest.mark.parametrize("positions", [(), (2,), (3, 2)])
+def test_rows_are_added(positions):
+    torch.manual_seed(0)
     embedding = ClassEmbedding(3, 5)
     assert str(embedding) == "ClassEmbedding(3, 5)"
     assert embedding.weight.shape == (4, 5)
-    out = embedding(torch.tensor([0, 3, 0]))
-    assert torch.equal(out, embedding.weight[[0, 3, 0]])
+    x = torch.randn(3, 5, *positions)
+    out = embedding(x, torch.tensor([0, 3, 0]))
+    row = (out - x).flatten(2)[..., 0] if positions else out - x
+    torch.testing.assert_close(row, embedding.weight[[0, 3, 0]])
+    torch.testing.assert_close(out - x, row.view(3, 5, *[1 for _ in positions]).expand_as(x))
     out[0].sum().backward()
-    assert embedding.weight.grad[0].eq(1).all() and embedding.weight.grad[1:].eq(0).all()
+    size = torch.Size(positions).numel()
+    assert embedding.weight.grad[0].eq(size).all() and embedding.weight.grad[1:].eq(0).all()
     before = embedding.weight.detach().clone()
     embedding.reset_parameters()
     assert not torch.equal(embedding.weight, before)
 
 
-@pytest.mark.parametrize("module", [ClassEmbedding(3, 5), ClassRelation(3, 2).key])
-def test_bad_classes(module):
+def test_bad_classes():
     for bad in ([0, 4], [-1, 0]):
         with pytest.raises(InputError, match=r"0 \(background\) to 3"):
-            module(torch.tensor(bad))
-    with pytest.raises(InputError, match="integers"):
-        module(torch.tensor([0.0, 1.0]))
-    with pytest.raises(InputError, match="integers"):
-        module(torch.tensor([[0, 1]]))
-    with pytest.raises(InputError):
-        ClassEmbedding(0, 5)
-    with pytest.raises(InputError):
-        ClassRelation(0, 5)
+            check_classes(torch.tensor(bad), 3)
+    for node_class in (torch.tensor([0.0, 1.0]), torch.tensor([[0, 1]]), torch.tensor([0])):
+        with pytest.raises(InputError, match=r"integers \[2\]"):
+            ClassEmbedding(3, 5)(torch.randn(2, 5), node_class)
+    for sizes in ((0, 5), (3, 0)):
+        with pytest.raises(InputError):
+            ClassEmbedding(*sizes)
 
 
 def test_relation_by_hand():
-    relation = ClassRelation(3, heads=1)
-    assert str(relation) == "ClassRelation(3, heads=1)"
+    relation = ClassRelation(heads=1)
+    assert str(relation) == "ClassRelation(heads=1)"
     node_class = torch.tensor([0, 1, 1, 3])
-    assert relation.query(node_class).eq(0).all()  # nothing at first
+    pairs = node_class.unsqueeze(1), node_class.unsqueeze(0)
+    assert relation(*pairs).eq(0).all()  # nothing at first
     with torch.no_grad():
         relation.weight[:, 0] = torch.tensor([5.0, 7.0, 9.0])
-    bias = torch.einsum("ahk,bhk->hab", relation.query(node_class), relation.key(node_class))
+    bias = relation(*pairs)
     expected = [[9, 0, 0, 0], [7, 5, 5, 0], [7, 5, 5, 0], [7, 0, 0, 5]]
-    assert bias[0].tolist() == expected
+    assert bias.squeeze(-1).tolist() == expected
 
     # Foreground classes may be renamed; background is background.
     renamed = torch.tensor([0, 3, 1, 2])[node_class]
-    other = torch.einsum("ahk,bhk->hab", relation.query(renamed), relation.key(renamed))
-    assert torch.equal(other, bias)
+    assert torch.equal(relation(renamed.unsqueeze(1), renamed.unsqueeze(0)), bias)
 
 
 def test_relation_is_a_bias_on_the_logits():
@@ -82,16 +85,14 @@ K, NODES, GROUPS, CHANNELS = 4, 8, 64, 16
 def tag_accuracy(mode: str | None) -> float:
     """Train a classifier of the group's tag on features that know nothing of it; test it."""
     torch.manual_seed(0)
-    literal = mode == "query and key inputs"
-    conv = ComplementaryConv(
-        CHANNELS, heads=2, num_classes=K, class_embedding=None if literal else mode
-    )
+    num_classes = K if mode == "attention" else None
+    conv = ComplementaryConv(CHANNELS, heads=2, num_classes=num_classes)
     head = torch.nn.Linear(CHANNELS, K)
     embedding = ClassEmbedding(K, CHANNELS)
     classes = torch.zeros(0).long()
-    if literal:  # what the weights of "attention" would be with a free embedding
+    if mode == "query and key inputs":  # what "attention" would be with a free embedding
         for lin in (conv.lin_query, conv.lin_key):
-            lin.register_forward_pre_hook(lambda _, args: (args[0] + embedding(classes),))
+            lin.register_forward_pre_hook(lambda _, args: (embedding(args[0], classes),))
     if mode == "attention":
         torch.nn.init.normal_(conv.class_module.weight)
 
@@ -101,7 +102,9 @@ def tag_accuracy(mode: str | None) -> float:
         x = torch.randn(GROUPS * NODES, CHANNELS)
         foreground = torch.rand(GROUPS * NODES) < 0.5
         classes = (tags + 1).repeat_interleave(NODES) * foreground
-        out = head(conv(x, batch_size=GROUPS, node_class=classes))
+        x = embedding(x, classes) if mode == "input" else x
+        x = x + conv(x, batch_size=GROUPS, node_class=classes)  # as in a block
+        out = head(x)
         return out.view(GROUPS, NODES, K).mean(dim=1), tags
 
     parameters = [*conv.parameters(), *head.parameters(), *embedding.parameters()]

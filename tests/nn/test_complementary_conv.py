@@ -15,7 +15,7 @@ from torch_geometric.utils import to_dense_batch
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph import complete_edge_index
-from pgnn_geo.nn import ComplementaryConv
+from pgnn_geo.nn import ComplementaryConv, edge_attention
 
 
 def groups_of(sizes: list[int]) -> tuple[Tensor, Tensor]:
@@ -38,15 +38,20 @@ def gradients(out: Tensor, conv: ComplementaryConv, x: Tensor) -> list[Tensor]:
     sizes=st.lists(st.integers(0, 9), min_size=0, max_size=7),
     positions=st.sampled_from([(), (3,), (2, 2), (1, 1)]),
     hints=st.sampled_from(["none", "tight", "loose", "tight, unread", "loose, unread"]),
-    concat=st.booleans(),
+    classes=st.booleans(),
+    last=st.booleans(),
     dtype=st.sampled_from([torch.float64, torch.float32]),
 )
-def test_fused_equals_message_passing(sizes, positions, hints, concat, dtype):
+def test_groups_equal_message_passing(sizes, positions, hints, classes, last, dtype):
     torch.manual_seed(0)
-    conv = with_classes(ComplementaryConv(6, 8, 4, 3, concat=concat, beta=True)).to(dtype)
+    conv = ComplementaryConv(6, 8, 4, num_classes=3 if classes else None).to(dtype)
+    conv = with_classes(conv) if classes else conv
     batch, ptr = groups_of(sizes)
-    x = torch.randn(batch.numel(), 6, *positions, dtype=dtype, requires_grad=True)
-    node_class = torch.randint(0, 4, batch.shape)
+    x = torch.randn(batch.numel(), 6, *positions, dtype=dtype)
+    if last and len(positions) == 2:
+        x = x.contiguous(memory_format=torch.channels_last)
+    x.requires_grad_()
+    node_class = torch.randint(0, 4, batch.shape) if classes else None
     kwargs = {}
     if hints != "none":
         extra = int(hints.startswith("loose"))
@@ -56,7 +61,7 @@ def test_fused_equals_message_passing(sizes, positions, hints, concat, dtype):
         x, complete_edge_index(ptr), node_class=node_class, return_attention_weights=True
     )
     # On a GPU, and while compiling, the sizes are not read from `batch`.
-    unread = mock.patch("torch.compiler.is_compiling", return_value=True)
+    unread = mock.patch("pgnn_geo.nn.dense_attention.is_compiling", return_value=True)
     with unread if hints.endswith("unread") else nullcontext():
         out = conv(x, batch=batch, node_class=node_class, **kwargs)
         out_too, (edges, alpha) = conv(
@@ -66,39 +71,33 @@ def test_fused_equals_message_passing(sizes, positions, hints, concat, dtype):
     assert out.shape == (batch.numel(), 8, *positions)
     torch.testing.assert_close(out, expected, **close)
     torch.testing.assert_close(out_too, expected, **close)
+    if last and len(positions) == 2 and len(x):
+        assert out.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(edges, edge_index)
     torch.testing.assert_close(alpha, expected_alpha, **close)
     for a, b in zip(gradients(out, conv, x), gradients(expected, conv, x), strict=True):
         torch.testing.assert_close(a, b, **close)
 
 
-@pytest.mark.parametrize("concat", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("gated", [True, False])
-def test_equals_transformer_conv(concat, bias, fused, gated):
+@pytest.mark.parametrize("way", ["messages", "edge_attention", "groups"])
+def test_equals_transformer_conv(bias, way, monkeypatch):
     torch.manual_seed(0)
-    channels = 4 if concat else 12
-    theirs = TransformerConv(
-        8, channels, heads=3, concat=concat, bias=bias, root_weight=gated, beta=gated
-    ).double()
-    ours = ComplementaryConv(8, 12, heads=3, concat=concat, bias=bias, beta=gated).double()
-    state = {k: v for k, v in theirs.state_dict().items() if gated or "skip" not in k}
-    missing, unexpected = ours.load_state_dict(state, strict=False)
-    assert {name.split(".")[0] for name in missing} == {"lin_out"} and not unexpected
-    torch.nn.init.eye_(ours.lin_out.weight)
-    if bias:
-        torch.nn.init.zeros_(ours.lin_out.bias)
+    monkeypatch.setattr(edge_attention, "LEAST", 0 if way == "edge_attention" else 10**9)
+    theirs = TransformerConv(8, 4, heads=3, bias=bias, root_weight=False).double()
+    ours = ComplementaryConv(8, 12, heads=3, bias=bias).double()
+    ours.lin_out = torch.nn.Identity()
+    ours.load_state_dict({k: v for k, v in theirs.state_dict().items() if "skip" not in k})
 
     batch, ptr = groups_of([4, 2, 5])
     edge_index = complete_edge_index(ptr)
     x = torch.randn(11, 8, dtype=torch.double, requires_grad=True)
-    out = ours(x, batch=batch) if fused else ours(x, edge_index)
+    out = ours(x, batch=batch) if way == "groups" else ours(x, edge_index)
     expected = theirs(x, edge_index)
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
 
     weight = torch.randn_like(out)
-    names = [n for n, _ in theirs.named_parameters() if gated or "skip" not in n]
+    names = [name for name, _ in ours.named_parameters()]
     grads = torch.autograd.grad((out * weight).sum(), [x, *map(ours.get_parameter, names)])
     wanted = torch.autograd.grad((expected * weight).sum(), [x, *map(theirs.get_parameter, names)])
     for a, b in zip(grads, wanted, strict=True):
@@ -247,12 +246,16 @@ def test_dropout_keeps_the_expectation():
             torch.testing.assert_close(mean, expected, rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize("positions", [(), (2,)])
-@pytest.mark.parametrize("fused", [True, False])
-def test_gradcheck(positions, fused):
+@pytest.mark.parametrize("positions", [(), (2,), (5,)])
+@pytest.mark.parametrize("way", ["messages", "edge_attention", "groups", "groups, classes"])
+def test_first_and_second_derivatives(positions, way, monkeypatch):
     torch.manual_seed(0)
-    conv = ComplementaryConv(4, heads=2, num_classes=2, edge_dim=None if fused else 3)
-    conv = with_classes(conv).double()
+    monkeypatch.setattr(edge_attention, "LEAST", 0 if way == "edge_attention" else 10**9)
+    edge_dim = None if way.startswith("groups") else 3
+    conv = ComplementaryConv(
+        4, heads=2, num_classes=None if way == "groups" else 2, edge_dim=edge_dim
+    )
+    conv = (conv if way == "groups" else with_classes(conv)).double()
     batch, ptr = groups_of([2, 3])
     x = torch.randn(5, 4, *positions, dtype=torch.double, requires_grad=True)
     edge_index, node_class = complete_edge_index(ptr), torch.tensor([0, 1, 2, 1, 0])
@@ -260,21 +263,19 @@ def test_gradcheck(positions, fused):
     names = [name for name, _ in conv.named_parameters()]
 
     def run(x: Tensor, edge_attr: Tensor, *parameters: Tensor) -> Tensor:
-        kwargs = {"batch": batch} if fused else {"edge_index": edge_index, "edge_attr": edge_attr}
+        kwargs = {"edge_index": edge_index, "edge_attr": edge_attr}
+        kwargs = {"batch": batch} if way.startswith("groups") else kwargs
         weights = dict(zip(names, parameters, strict=True))
         return torch.func.functional_call(conv, weights, (x,), kwargs | {"node_class": node_class})
 
     assert torch.autograd.gradcheck(run, (x, edge_attr, *conv.parameters()))
-    if not fused:
-        assert torch.autograd.gradgradcheck(run, (x, edge_attr, *conv.parameters()))
+    assert torch.autograd.gradgradcheck(run, (x, edge_attr, *conv.parameters()))
 
 
 def test_bad_input_is_named():
     conv = ComplementaryConv(8, heads=2)
     x, batch = torch.randn(6, 8), torch.tensor([0, 0, 0, 1, 1, 1])
     edge_index = complete_edge_index(torch.tensor([0, 6]))
-    bad = x.clone()
-    bad[2, 3] = float("nan")
     for name, args, kwargs in [
         ("batch", (x,), {}),
         ("batch", (x, edge_index), {"batch": batch}),
@@ -283,8 +284,11 @@ def test_bad_input_is_named():
         ("batch", (x,), {"batch": batch[:5]}),
         ("batch", (x,), {"batch": batch.float()}),
         ("batch", (x,), {"batch": batch.to("meta")}),
-        ("batch", (x,), {"batch": batch, "batch_size": 3, "max_num_nodes": 2}),
+        ("batch", (x,), {"batch": batch - 1}),
+        ("batch", (x,), {"batch": batch, "batch_size": 1}),
         ("batch", (x,), {"batch": batch, "batch_size": 1, "max_num_nodes": 6}),
+        ("max_num_nodes", (x,), {"batch": batch, "max_num_nodes": 2}),
+        ("max_num_nodes", (x,), {"batch": batch, "batch_size": 3, "max_num_nodes": 2}),
         ("batch_size", (x,), {"batch_size": 4}),
         ("batch_size", (x,), {"batch_size": 0}),
         ("batch", ((x, x),), {"batch": batch}),
@@ -293,33 +297,53 @@ def test_bad_input_is_named():
         ("x", (torch.randn(6, 8, 0),), {"batch": batch}),
         ("x", (x.long(),), {"batch": batch}),
         ("x", (x.to("meta"),), {"batch_size": 2}),
-        ("x", (bad,), {"batch": batch}),
+        (r"x\[0\]", ((torch.randn(4, 3), x), edge_index), {}),
         (r"x\[1\]", ((x, torch.randn(4, 3)), edge_index), {}),
         ("edge_index", (x, edge_index.float()), {}),
         ("edge_index", (x, edge_index[0]), {}),
-        ("edge_index", (x, edge_index + 1), {}),
-        ("edge_index", (x, edge_index - 1), {}),
         ("edge_index", (x, edge_index.to("meta")), {}),
         ("edge_attr", (x, edge_index, torch.randn(36, 2)), {}),
+        ("edge_attr", (x,), {"batch": batch, "edge_attr": torch.randn(36, 2)}),
+        ("size", (x, edge_index), {"size": (6, 5)}),
     ]:
         with pytest.raises(InputError, match=f"`{name}`"):
             conv(*args, **kwargs)
+    edges = ComplementaryConv(8, heads=2, edge_dim=3)
+    for edge_attr in (None, torch.randn(36, 2), torch.randn(35, 3), torch.randn(36)):
+        with pytest.raises(InputError, match=r"`edge_attr`: expected \[36, 3\]"):
+            edges(x, edge_index, edge_attr)
     with pytest.raises(InputError, match="`edge_attr`"):
-        ComplementaryConv(8, heads=2, edge_dim=3)(x, edge_index)
-    with pytest.raises(InputError, match="`edge_attr`"):
-        ComplementaryConv(8, heads=2, edge_dim=3)(x, batch=batch)
-    with pytest.raises(InputError, match="`node_class`"):
-        ComplementaryConv(8, heads=2, num_classes=3)(x, batch=batch)
-    with pytest.raises(InputError, match=r"`node_class`.* 0 \(background\) to 3, got 0 to 4"):
-        ComplementaryConv(8, heads=2, num_classes=3)(
-            x, batch=batch, node_class=torch.tensor([0, 1, 2, 3, 4, 0])
-        )
+        edges(x, batch=batch)
+    classes = ComplementaryConv(8, heads=2, num_classes=3)
+    for node_class in (None, torch.zeros(6), torch.zeros(5).long(), torch.zeros(6, 1).long()):
+        with pytest.raises(InputError, match="`node_class`"):
+            classes(x, batch=batch, node_class=node_class)
     for name, kwargs in [
         ("out_channels", {"out_channels": 9}),
-        ("class_embedding", {"class_embedding": "value"}),
+        ("out_channels", {"in_channels": -1}),
+        ("out_channels", {"in_channels": (8, -1)}),
+        ("heads", {"heads": 0}),
+        ("class_embedding", {"class_embedding": "input"}),
         ("dropout", {"dropout": 1.0}),
         ("num_classes", {"num_classes": 0}),
-        ("num_classes", {"in_channels": (8, 6), "num_classes": 3, "class_embedding": "input"}),
+        ("aggr", {"aggr": ["add", "max"]}),
     ]:
         with pytest.raises(InputError, match=f"`{name}`"):
             ComplementaryConv(**{"in_channels": 8, "heads": 2} | kwargs)
+
+
+@pytest.mark.parametrize("least", [0, 10**9])
+@pytest.mark.parametrize("shift", [1, -1])
+def test_edges_out_of_range(least, shift, monkeypatch):
+    monkeypatch.setattr(edge_attention, "LEAST", least)
+    edge_index = complete_edge_index(torch.tensor([0, 6])) + shift
+    with pytest.raises((InputError, IndexError), match="got (-1|1 to 6|6)"):
+        ComplementaryConv(8, heads=2)(torch.randn(6, 8), edge_index)
+
+
+def test_values_are_not_looked_at():
+    # What is not a number stays in its group, and costs no look at all others.
+    x, batch = torch.randn(6, 8), torch.tensor([0, 0, 0, 1, 1, 1])
+    x[4, 2], x[0, 0] = float("nan"), float("inf")
+    out = ComplementaryConv(8, heads=2)(x[[1, 2, 3, 4]], batch=batch[1:5])
+    assert out[:2].isfinite().all() and out[2:].isnan().all()

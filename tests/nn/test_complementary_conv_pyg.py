@@ -13,7 +13,7 @@ from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GPSConv, Linear, global_mean_pool
 from torch_geometric.testing import assert_module
-from torch_geometric.utils import coalesce, to_torch_coo_tensor
+from torch_geometric.utils import coalesce, softmax, to_torch_coo_tensor
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph import complete_edge_index
@@ -68,9 +68,9 @@ def test_bipartite_and_lazy():
     torch.manual_seed(0)
     edge_index = torch.tensor([[0, 1, 2, 3], [1, 0, 0, 1]])
     x = (torch.randn(4, 8), torch.randn(2, 6))
-    conv = ComplementaryConv((8, 6), 16, heads=2, beta=True)
+    conv = ComplementaryConv((8, 6), 16, heads=2)
     out = assert_module(conv, x, edge_index, expected_size=(2, 16), atol=1e-6)
-    lazy = ComplementaryConv((-1, -1), 16, heads=2, beta=True)
+    lazy = ComplementaryConv((-1, -1), 16, heads=2)
     lazy(x, edge_index)
     lazy.load_state_dict(conv.state_dict())
     torch.testing.assert_close(lazy(x, edge_index), out)
@@ -79,29 +79,23 @@ def test_bipartite_and_lazy():
     assert positions((torch.randn(4, 8, 3, 3), x[1]), edge_index).shape == (2, 16, 3, 3)
 
 
-def test_plain_path_equals_propagate():
-    # Hooks send the same call through PyG's message passing.
+@pytest.mark.parametrize("shape", [(20,), (20, 1), (20, 3)])
+def test_edge_features(shape):
     torch.manual_seed(0)
-    conv = ComplementaryConv(8, heads=2, edge_dim=3, dropout=0.0).double()
-    x = torch.randn(7, 8, dtype=torch.double, requires_grad=True)
-    edge_index = torch.randint(0, 7, (2, 20))  # repeated edges, isolated nodes
-    edge_attr = torch.randn(20, 3, dtype=torch.double)
-    calls = []
-    for flow in ("source_to_target", "target_to_source"):
-        conv.flow = flow
-        out, (_, alpha) = conv(x, edge_index, edge_attr, return_attention_weights=True)
-        with_hook = conv.register_propagate_forward_hook(lambda *_: calls.append(1))
-        expected, (_, wanted) = conv(x, edge_index, edge_attr, return_attention_weights=True)
-        with_hook.remove()
-        torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
-        torch.testing.assert_close(alpha, wanted, rtol=0, atol=1e-10)
-        for a, b in zip(
-            torch.autograd.grad(out.pow(2).sum(), [x, *conv.parameters()]),
-            torch.autograd.grad(expected.pow(2).sum(), [x, *conv.parameters()]),
-            strict=True,
-        ):
-            torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
-    assert len(calls) == 2
+    conv = ComplementaryConv(8, heads=2, edge_dim=shape[1] if len(shape) > 1 else 1).double()
+    lazy = ComplementaryConv(-1, 8, heads=2, edge_dim=-1).double()
+    x, edge_index = torch.randn(7, 8, dtype=torch.double), torch.randint(0, 7, (2, 20))
+    edge_attr = torch.randn(shape, dtype=torch.double)
+    out, (_, alpha) = conv(x, edge_index, edge_attr, return_attention_weights=True)
+    lazy(x, edge_index, edge_attr)
+    lazy.load_state_dict(conv.state_dict())
+    torch.testing.assert_close(lazy(x, edge_index, edge_attr), out)
+
+    # Features of edges are a bias of the logits, which PyG's softmax turns into the same weights.
+    query, key = (lin(x).view(-1, 2, 4) for lin in (conv.lin_query, conv.lin_key))
+    logits = (query[edge_index[1]] * key[edge_index[0]]).sum(-1) / 2
+    logits = logits + edge_attr.view(20, -1) @ conv.lin_edge.weight.t()
+    torch.testing.assert_close(alpha, softmax(logits, edge_index[1]))
 
 
 def test_edge_index_subclass():

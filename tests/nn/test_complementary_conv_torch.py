@@ -1,12 +1,16 @@
 """The layer under torch's own tools: compile, export, autocast, deterministic mode, odd inputs."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from pgnn_geo.graph import complete_edge_index
-from pgnn_geo.nn import ComplementaryConv
+from pgnn_geo.nn import ComplementaryConv, edge_attention
 
 SIZES = [4, 2, 3]
 PTR = torch.tensor([0, 4, 6, 9])
@@ -80,7 +84,7 @@ def test_export(path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(path, positions, dtype):
     torch.manual_seed(0)
-    conv = ComplementaryConv(8, heads=2, num_classes=3, beta=True)
+    conv = ComplementaryConv(8, heads=2, num_classes=3)
     x = torch.randn(9, 8, *positions, requires_grad=True)
     kwargs = PATHS[path] | {"node_class": torch.arange(9) % 4}
     with torch.autocast("cpu", dtype=dtype):
@@ -165,3 +169,170 @@ def test_functional_gradients(path):
         weights, torch.autograd.grad(loss(weights), weights.values()), strict=True
     ):
         torch.testing.assert_close(grads[name], grad)
+
+
+@pytest.fixture(params=[0, 10**9], ids=["edge_attention", "messages"])
+def _least(request, monkeypatch):
+    monkeypatch.setattr(edge_attention, "LEAST", request.param)
+
+
+def layer_and_nodes(positions: tuple[int, ...], n: int = 9) -> tuple[ComplementaryConv, Tensor]:
+    torch.manual_seed(0)
+    conv = ComplementaryConv(4, heads=2, num_classes=3).double()
+    torch.nn.init.normal_(conv.class_module.weight)
+    return conv, torch.randn(n, 4, *positions, dtype=torch.double)
+
+
+CLASSES = {"node_class": torch.arange(9) % 4}
+
+
+@pytest.mark.usefixtures("_least")
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("positions", [(), (2, 2), (9,)])
+def test_vmap_over_nodes_and_weights(path, positions):
+    conv, _ = layer_and_nodes(positions)
+    kwargs = PATHS[path] | CLASSES
+    many = torch.randn(3, 9, 4, *positions, dtype=torch.double)
+    out = torch.vmap(lambda x: conv(x, **kwargs))(many)
+    torch.testing.assert_close(out, torch.stack([conv(x, **kwargs) for x in many]))
+
+    stacked = {
+        name: torch.stack([p.detach(), 2 * p.detach()]) for name, p in conv.named_parameters()
+    }
+
+    def call(weights: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(conv, weights, (many[0],), kwargs)
+
+    out = torch.vmap(call)(stacked)
+    each = [call({name: p[i] for name, p in stacked.items()}) for i in range(2)]
+    torch.testing.assert_close(out, torch.stack(each))
+
+
+@pytest.mark.usefixtures("_least")
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("positions", [(), (2, 2), (9,)])
+def test_forward_derivatives(path, positions):
+    conv, x = layer_and_nodes(positions)
+    kwargs = PATHS[path] | CLASSES
+    tangent = torch.randn_like(x)
+    out, derivative = torch.func.jvp(lambda x: conv(x, **kwargs), (x,), (tangent,))
+    torch.testing.assert_close(out, conv(x, **kwargs))
+    step = 1e-6 * tangent
+    numerical = (conv(x + step, **kwargs) - conv(x - step, **kwargs)) / 2e-6
+    torch.testing.assert_close(derivative, numerical, atol=1e-6, rtol=1e-5)
+    with torch.autograd.forward_ad.dual_level():
+        dual = conv(torch.autograd.forward_ad.make_dual(x, tangent), **kwargs)
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, derivative)
+
+
+@pytest.mark.usefixtures("_least")
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("positions", [(), (9,)])
+def test_fake_tensors(path, positions):
+    conv, x = layer_and_nodes(positions)
+    mode = FakeTensorMode()
+    fake = copy.deepcopy(conv)
+    for name, p in conv.named_parameters():
+        owner, _, attribute = name.rpartition(".")
+        parameter = torch.nn.Parameter(mode.from_tensor(p.detach()))
+        setattr(fake.get_submodule(owner), attribute, parameter)
+    kwargs = {
+        key: mode.from_tensor(value) if isinstance(value, Tensor) else value
+        for key, value in (PATHS[path] | CLASSES).items()
+    }
+    with mode:
+        out = fake(mode.from_tensor(x), **kwargs)
+    assert isinstance(out, FakeTensor) and out.shape == x.shape and out.dtype == x.dtype
+
+
+@pytest.mark.usefixtures("_least")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("path", ["edges", "equal", "sizes only"])
+def test_trace(path):
+    conv, x = layer_and_nodes((2, 2))
+    (name, value), *rest = PATHS[path].items()
+
+    class Call(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x, **{name: value}, **dict(rest), **CLASSES)
+
+    traced = torch.jit.trace(Call(), x)
+    torch.testing.assert_close(traced(2 * x), conv(2 * x, **PATHS[path], **CLASSES))
+
+
+@pytest.mark.parametrize("path", ["edges", "sizes only", "hints"])
+@pytest.mark.parametrize("positions", [(), (2, 2)])
+def test_export_of_any_number_of_nodes(path, positions):
+    # Nothing of the example's size may stay in the graph: it is run at fifteen times as many nodes.
+    torch.manual_seed(0)
+    conv = ComplementaryConv(512, heads=8).eval()
+    nodes = torch.export.Dim("nodes", min=2, max=4096)
+
+    def inputs(n: int) -> tuple[dict, dict]:
+        groups = torch.arange(2).repeat_interleave(n // 2)
+        return {
+            "edges": ({"edge_index": complete_edge_index(torch.tensor([0, n]))}, {1: None}),
+            "sizes only": ({"batch_size": 1}, {}),
+            "hints": ({"batch": groups, "batch_size": 2, "max_num_nodes": 200}, {0: nodes}),
+        }[path]
+
+    kwargs, _ = inputs(20)
+    dynamic: dict = dict.fromkeys(kwargs)
+    if path == "edges":
+        dynamic["edge_index"] = {1: torch.export.Dim("edges", min=2, max=4096**2)}
+    if path == "hints":
+        dynamic["batch"] = {0: nodes}
+    program = torch.export.export(
+        conv,
+        (torch.randn(20, 512, *positions),),
+        kwargs,
+        dynamic_shapes={"x": {0: nodes}, **dynamic},
+    )
+    x, (kwargs, _) = torch.randn(300, 512, *positions), inputs(300)
+    torch.testing.assert_close(
+        program.module()(x, **kwargs), conv(x, **kwargs), atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_activation_checkpoint(path):
+    conv, x = layer_and_nodes((2, 2))
+    x.requires_grad_()
+    kwargs = PATHS[path] | CLASSES
+    out = checkpoint(lambda x: conv(x, **kwargs), x, use_reentrant=False)
+    grads = torch.autograd.grad(out.pow(2).sum(), [x, *conv.parameters()])
+    wanted = torch.autograd.grad(conv(x, **kwargs).pow(2).sum(), [x, *conv.parameters()])
+    for a, b in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_gradients_twice_over():
+    conv, x = layer_and_nodes(())
+    x.requires_grad_()
+    plain = ComplementaryConv(4, heads=2).double()
+    plain.load_state_dict({k: v for k, v in conv.state_dict().items() if "class" not in k})
+    loss = plain(x, batch_size=3).pow(2).sum()
+    first = torch.autograd.grad(loss, x, retain_graph=True)[0]
+    assert torch.equal(torch.autograd.grad(loss, x, retain_graph=True)[0], first)
+    torch.testing.assert_close(torch.autograd.grad(loss, x, create_graph=True)[0], first)
+
+
+@pytest.mark.parametrize("path", ["edges", "sizes only"])
+def test_onnx(path, tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    conv, x = ComplementaryConv(8, heads=2).eval(), torch.randn(9, 8, 2, 2)
+    kwargs = PATHS[path]
+    file = tmp_path / "conv.onnx"
+    torch.onnx.export(conv, (x,), file, kwargs=kwargs, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    feeds = {"x": x.numpy()}
+    if path == "edges":
+        feeds["edge_index"] = kwargs["edge_index"].numpy()
+    (out,) = session.run(None, feeds)
+    torch.testing.assert_close(torch.from_numpy(out), conv(x, **kwargs), atol=1e-5, rtol=1e-5)

@@ -87,7 +87,7 @@ def test_the_first_boxes_are_the_nodes():
 
 
 def test_classes_of_nodes_from_the_head_before_the_graph():
-    model, images = tiny(), torch.rand(2, 3, 57, 90)
+    model, images = tiny(class_embedding="attention"), torch.rand(2, 3, 57, 90)
     torch.nn.init.normal_(model.blocks[0].attention.class_module.weight)
     tags = torch.tensor([[1.0, 0, 0, 1], [0, 1, 0, 0]])
     plain = model(images, tags=tags)
@@ -105,6 +105,35 @@ def test_classes_of_nodes_from_the_head_before_the_graph():
     assert model(images).batch.node_class.eq(0).all()  # not without tags
     given = torch.randint(5, (32,))
     assert torch.equal(model(images, tags=tags, node_class=given).batch.node_class, given)
+
+
+def test_no_classes_unless_asked_for():
+    model, tags = tiny(node_classes="maps"), torch.ones(2, 4)
+    assert not any("class" in name for name, _ in model.named_modules())
+    assert model(torch.rand(2, 3, 64, 64), tags=tags).batch.node_class.eq(0).all()
+
+
+def test_one_embedding_is_added_to_the_nodes_before_the_first_block():
+    model = tiny(class_embedding="input", layers=2)
+    names = [name for name, _ in model.named_parameters() if "class" in name]
+    assert names == ["class_embedding.weight"]
+    features = torch.randn(2, model.backbone.out_channels, 8, 8)
+    node_class = torch.randint(5, (32,))
+    batch = PatchGraphBuilder(grid=4)(features)
+    x = batch.x + model.class_embedding.weight[node_class][:, :, None, None]
+    for block in model.blocks:
+        x = block(x, batch=batch.batch)
+    result = model.forward_features(features, node_class=node_class)
+    torch.testing.assert_close(result.batch.x, x)
+    with pytest.raises(InputError, match=r"0 \(background\) to 4, got 0 to 5"):
+        model.forward_features(features, node_class=torch.arange(32) % 6)
+
+
+def test_embeddings_of_earlier_checkpoints_are_refused():
+    state = tiny(class_embedding="input").state_dict()
+    state["blocks.0.attention.class_module.weight"] = state.pop("class_embedding.weight")
+    with pytest.raises(InputError, match=r"before version 0\.2 .* train again"):
+        tiny(class_embedding="input").load_state_dict(state)
 
 
 @pytest.mark.parametrize(

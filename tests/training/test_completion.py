@@ -188,7 +188,7 @@ def test_classes_of_nodes_come_from_the_references(shapes, tmp_path, monkeypatch
     config = replace(CONFIG, node_classes="references")
     with monkeypatch.context() as patch:
         patch.setattr(PGNN, "forward_features", logged)
-        model = train_attention(tiny(), shapes, tmp_path, config)
+        model = train_attention(tiny(class_embedding="attention"), shapes, tmp_path, config)
     assert model.node_classes == model.config["node_classes"] == "maps"
     assert all(n is None for n in seen[:10]) and all(n is not None for n in seen[10:])
     classes = torch.cat(seen[10:])

@@ -1,5 +1,8 @@
 """Attention along edge lists on the CPU, without a feature per edge.
 
+Message passing writes queries, keys and values out once per edge, [E, H, D] each. Here they are
+read where they are, in blocks that stay in the cache.
+
 Shapes: N targets and M sources, H heads, D channels per head, E edges.
 """
 
@@ -9,9 +12,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch_geometric import EdgeIndex
+from torch_geometric.utils import is_sparse
+
+from pgnn_geo.errors import InputError
+from pgnn_geo.nn.fusion import is_eager
 
 BLOCK = 4096  # edges; their features stay in the cache
+#: Numbers in the values of all edges, E * H * D, from which on this is faster than messages, see
+#: benchmarks/README.md.
+LEAST = 1_000_000
 
 
 class Ends:
@@ -89,41 +98,64 @@ class _EdgeSum(_EdgeFunction):
         return grad_weight, grad_b, None, None
 
 
+def is_worthwhile(edge_index: Any, value: Tensor) -> bool:
+    """Whether :func:`edge_attention` can be taken for values [M, H, D], and beats messages."""
+    return (
+        is_eager(value)  # first: sizes are not to be compared where they stay open
+        and value.is_cpu
+        and not is_sparse(edge_index)
+        and edge_index.size(1) * value.shape[1:].numel() >= LEAST
+    )
+
+
 def edge_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    edge_index: Tensor,
-    scale: float,
-    bias: Tensor | None,
-    dropout: float,
+    source: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Let targets attend to the sources of their edges.
+    r"""Let targets attend to the sources of their edges.
+
+    .. math::
+        \mathbf{o}_{\alpha} = \sum_{\beta} \mathrm{softmax}_{\beta} \left(
+        \frac{\mathbf{q}_{\alpha}^{\top} \mathbf{k}_{\beta}}{\sqrt{D}} + b_{\alpha\beta} \right)
+        \mathbf{v}_{\beta}
+
+    There are first and second derivatives, but no forward ones and no batching rule.
 
     Args:
         query: Queries [N, H, D].
         key: Keys [M, H, D].
         value: Values [M, H, D'].
-        edge_index: Edges [2, E], sources first.
-        scale: Factor on the products of queries and keys.
+        source: The source of each edge [E].
+        target: The target of each edge [E].
         bias: Added to the logits [E, H].
         dropout: Dropout probability of the attention weights.
 
     Returns:
         The messages [N, H, D'], and the weights [E, H] before dropout.
+
+    Raises:
+        InputError: If an edge joins nodes that do not exist.
     """
-    edge_index = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
-    order = edge_index[1].argsort(stable=True)
-    source = Ends(edge_index[0, order], key.size(0))
-    target = Ends(edge_index[1, order], query.size(0), is_sorted=True)
-    logits = _EdgeDot.apply(query, key, target, source) * scale
+    for name, node, count in (("source", source, len(key)), ("target", target, len(query))):
+        low, high = (int(v) for v in node.aminmax()) if len(node) else (0, -1)
+        if low < 0 or high >= count:
+            raise InputError(f"`{name}`: expected nodes 0 to {count - 1}, got {low} to {high}")
+    order = target.argsort(stable=True)
+    sources = Ends(source[order], key.size(0))
+    targets = Ends(target[order], query.size(0), is_sorted=True)
+    logits = _EdgeDot.apply(query, key, targets, sources) * query.size(-1) ** -0.5
     if bias is not None:
         logits = logits + bias[order]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float))
     # PyG's softmax has no second derivative over sorted edges, and is slow over unsorted ones.
-    largest = torch.segment_reduce(logits.detach(), "max", offsets=target.ptr)
-    weight = (logits - F.embedding(target.node, largest)).exp()
-    total = _EdgeSum.apply(weight, weight.new_ones(*key.shape[:2], 1), target, source).squeeze(2)
-    alpha = (weight / F.embedding(target.node, total)).to(value.dtype)
-    out = _EdgeSum.apply(F.dropout(alpha, dropout), value, target, source)
+    largest = torch.segment_reduce(logits.detach(), "max", offsets=targets.ptr)
+    weight = (logits - F.embedding(targets.node, largest)).exp()
+    total = _EdgeSum.apply(weight, weight.new_ones(*key.shape[:2], 1), targets, sources).squeeze(2)
+    alpha = (weight / F.embedding(targets.node, total)).to(value.dtype)
+    out = _EdgeSum.apply(F.dropout(alpha, dropout), value, targets, sources)
     return out, alpha.new_empty(alpha.shape).index_copy(0, order, alpha)
