@@ -83,7 +83,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     cli.add_argument("--out", type=Path, required=True, help="folder of the file")
-    cli.add_argument("--steps", type=int, default=1500)
+    cli.add_argument("--steps", type=int, default=1000)
     cli.add_argument("--batch", type=int, default=16)
     cli.add_argument("--side", type=int, default=128)
     cli.add_argument("--textures", type=int, default=192)
