@@ -127,7 +127,7 @@ def measure_cell(
     folder = train_cell(planned, seed, photos, out, boxes)
     for left in folder.glob("features-*"):  # gigabytes, by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
-    model, _, ledger = load_attention_model(folder / "model.pt")
+    model, _, ledger, _ = load_attention_model(folder / "model.pt")
     start = time.perf_counter()
     maps = attention_maps(
         model.to(device), photos.tagged, planned.map_config, out / "stems", folder, progress, boxes

@@ -102,7 +102,7 @@ def test_a_cell_says_what_the_labels_of_its_model_are_worth(
         assert found["background"] == config.labels_of(name).background
         maps = replace(config.maps_of(name), size=64)
         folder = out / "train" / f"{name}-seed{seed}"
-        model, classes, ledger = load_attention_model(folder / "model.pt")
+        model, classes, ledger, _ = load_attention_model(folder / "model.pt")
         truth = VOC2012(voc, "train", with_masks=True)
         matrix = ConfusionMatrix(len(classes), classes)
         for item, own in zip(truth, attention_maps(model, truth, maps), strict=False):

@@ -98,7 +98,7 @@ def test_boxes_of_the_maps_of_the_cam(from_attention, photos):
     assert metrics["supervision"] == ["tags: csv (voc train)"]
     model = load_attention_model(from_attention / "pgnn" / "model.pt").model
     assert model.config["box_size"] == 3 and model.config["top_k"] == 2
-    cam, _, ledger = load_attention_model(from_attention / "cam" / "model.pt")
+    cam, _, ledger, _ = load_attention_model(from_attention / "cam" / "model.pt")
     assert cam.config["box_size"] is None and cam.config["layers"] == 0
 
     maps = replace(AttentionTrainingConfig().completion, size=64)
