@@ -20,7 +20,7 @@ from pgnn_geo.boxes.patches import make_boxes
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
-from pgnn_geo.features.stems import View
+from pgnn_geo.features.views import View
 from pgnn_geo.io.checkpoint import load_attention_model
 from pgnn_geo.io.files import first_difference, write_json
 from pgnn_geo.io.run_folder import claim_folder, progress
@@ -127,7 +127,7 @@ def measure_cell(
     folder = train_cell(planned, seed, photos, out, boxes)
     for left in folder.glob("features-*"):  # gigabytes, by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
-    model, _, ledger = load_attention_model(folder / "model.pt")
+    model, _, ledger, _ = load_attention_model(folder / "model.pt")
     start = time.perf_counter()
     maps = attention_maps(
         model.to(device), photos.tagged, planned.map_config, out / "stems", folder, progress, boxes

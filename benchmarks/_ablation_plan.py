@@ -114,22 +114,16 @@ AFTER = {"source": "graph", "propagate": "none"}
 
 def kinds() -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield name, title and changes of the propagation's variants."""
-    counts = {"within": (0,), "group": (3, 10), "prototypes": (0,), "both": (0, 3, 10)}
-    for kind, partners in ((kind, count) for kind, many in counts.items() for count in many):
-        several = kind in ("group", "both")
-        name, title = f"{kind}{partners}", f"{kind}, {partners} partners"
-        if not several:
-            name = title = kind
-        plain = {"propagate": kind, "propagation_partners": partners}
+    for kind in ("within", "prototypes", "both"):
+        plain = {"propagate": kind}
         if kind == "prototypes":  # the linear form has no exponent
-            yield name, title, plain
+            yield kind, kind, plain
         else:
             for power in (2, 1):
                 change = {**plain, "propagation_power": float(power)}
-                yield f"{name}-p{power}", f"{title}, power {power}", change
-        if partners == 0:
-            change = {**plain, "propagation_features": "trained"}
-            yield f"{name}-trained", f"{title}, trained features", change
+                yield f"{kind}-p{power}", f"{kind}, power {power}", change
+        change = {**plain, "propagation_features": "trained"}
+        yield f"{kind}-trained", f"{kind}, trained features", change
 
 
 PROPAGATIONS = {name: (title, change) for name, title, change in kinds()}
@@ -329,7 +323,7 @@ class Plan:
         """Return what a row comes down to."""
         variant, model, config = self.variants[row.variant]
         completed = config.train_of(model).completion_epochs > 0
-        start = config.maps if completed else config.train.completion
+        start = config.maps_of("pgnn") if completed else config.train.completion_maps
         graph = network_of(config, model).layers > 0
 
         def maps_of(changes: dict[str, Any]) -> MapConfig:

@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 def base_config(args: argparse.Namespace, split: str) -> RunConfig:
     """Return the run that the variants change: the default with the changes asked for."""
     data = DataConfig("voc", str(args.root), split, args.classes, args.tags)
-    network, config = ModelConfig(), RunConfig(data, segment=None)
+    network, config = ModelConfig(), RunConfig(data, "trained", segment=None)
     if args.backbone:
         network = replace(network, backbone=args.backbone)
     if args.weights == "none":

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 def map_configs(model: PGNN) -> dict[str, MapConfig]:
     """Return how the maps of a model are inferred, by what is added to the name of the row."""
-    maps, _ = label_defaults(model, MapConfigChanges(), LabelConfigChanges())
+    maps, _ = label_defaults(model, {}, MapConfigChanges(), LabelConfigChanges())
     found = {"": maps}
     if maps.propagate == "none":
         found[", completed"] = replace(COMPLETION, size=maps.size)
@@ -61,7 +61,7 @@ def map_configs(model: PGNN) -> dict[str, MapConfig]:
 def sources(args: argparse.Namespace, photos: TaggedDataset) -> Iterator[tuple[str, BoxSource]]:
     """Yield what is measured, one row each."""
     for checkpoint in args.checkpoint:
-        model, _, ledger = load_attention_model(checkpoint)
+        model, _, ledger, _ = load_attention_model(checkpoint)
         model.to(default_device())
         for done, config in map_configs(model).items():
             maps = attention_maps(model, photos, config, args.out / "stems", args.out, progress)

@@ -2,8 +2,9 @@
 
 `bare attention` is the limit: the same four projections around `scaled_dot_product_attention`,
 nothing checked, equal groups only. A `ratio` is the time over that of `ComplementaryConv` (in
-`ragged`, of equal groups; in `edges`, of `TransformerConv`): a rival above 1 is slower. `saved MB` is what autograd keeps for the
-backward pass (inputs and parameters not counted), `peak MB` the most that one call allocates.
+`ragged`, of equal groups; in `edges`, of `TransformerConv`): a rival above 1 is slower. `saved MB`
+is what autograd keeps for the backward pass (inputs and parameters not counted), `peak MB` the most
+that one call allocates.
 
     python benchmarks/conv.py --quick
     python benchmarks/conv.py --only complete edges

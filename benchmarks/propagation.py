@@ -28,19 +28,14 @@ from pgnn_geo.app.config import ModelConfig
 from pgnn_geo.datasets import Shapes, TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.features.bank import FeatureBank
-from pgnn_geo.features.stems import View, stem_bank, stem_batches
-from pgnn_geo.labels.propagation import PropagationName, TaggedMaps, propagate
+from pgnn_geo.features.stems import stem_bank, stem_batches
+from pgnn_geo.features.views import View
+from pgnn_geo.labels.propagation import PropagationName, propagate
+from pgnn_geo.labels.tagged_maps import TaggedMaps
 from pgnn_geo.nn.backbones import Backbone, build_backbone
 from pgnn_geo.precision import autocast
 
-KINDS: tuple[tuple[PropagationName, int], ...] = (
-    ("within", 0),
-    ("group", 3),
-    ("group", 10),
-    ("prototypes", 0),
-    ("both", 0),
-    ("both", 10),
-)
+KINDS: tuple[PropagationName, ...] = ("within", "prototypes", "both")
 
 
 def outputs(
@@ -67,9 +62,8 @@ def outputs(
 
 def random_maps(tags: Tensor, side: int) -> TaggedMaps:
     """Maps of the tagged classes; what is in them does not change the cost."""
-    owners, classes = tags.nonzero(as_tuple=True)
-    maps = torch.rand(len(owners), side, side)
-    return TaggedMaps(maps, owners, classes, tags).with_maps(maps)
+    maps = TaggedMaps.empty(tags, side)
+    return maps.with_maps(torch.rand_like(maps.maps))
 
 
 def clocks() -> tuple[float, float]:
@@ -121,13 +115,14 @@ def main() -> None:
             build_backbone("vgg16", None, 16, args.frozen).to(args.device).eval() for _ in range(2)
         )
         batches = outputs(trained, reference, photos, args.size)
-        bank = FeatureBank.build(Path(folder) / "features.npy", batches, len(photos), {})
+        bank = FeatureBank.build(
+            Path(folder) / "features.npy", lambda first: batches, len(photos), {}
+        )
         assert photos.tags is not None
         start = random_maps(photos.tags.bool(), bank.shape[-1])
 
-        def completion(kind: PropagationName, partners: int) -> Callable[[], Any]:
-            where = Path(folder)
-            return lambda: propagate(kind, bank, start, partners, 2.0, 0, args.device, where)
+        def completion(kind: PropagationName) -> Callable[[], Any]:
+            return lambda: propagate(kind, bank, start, 2.0, args.device)
 
         rivals: dict[str, Callable[[], Any]] = {
             "trunk": lambda: deque(outputs(trained, reference, photos, args.size), 0),
@@ -135,8 +130,7 @@ def main() -> None:
                 outputs(trained, reference, photos, args.size, Path(folder)), 0
             ),
         }
-        for kind, partners in KINDS:
-            rivals[f"{kind} {partners}" if partners else kind] = completion(kind, partners)
+        rivals |= {kind: completion(kind) for kind in KINDS}
         timings = seconds_per_photo(rivals, len(photos), args.rounds)
         for name, (wall, cpu) in timings.items():
             report.cases.append(

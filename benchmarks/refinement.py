@@ -85,8 +85,8 @@ def read_maps(args: argparse.Namespace, photos: TaggedDataset) -> tuple[list[Ten
     """
     path: Path = args.maps or args.out / "maps.pt"
     if args.maps is None:
-        model, _, _ = load_attention_model(args.checkpoint)
-        maps, labels = label_defaults(model, MapConfigChanges(), LabelConfigChanges())
+        model, _, _, labelling = load_attention_model(args.checkpoint)
+        maps, labels = label_defaults(model, labelling, MapConfigChanges(), LabelConfigChanges())
         stored: dict[str, Any] = {
             "image_ids": photos.image_ids,
             "background": labels.background,

@@ -96,13 +96,13 @@ def test_a_cell_says_what_the_labels_of_its_model_are_worth(
     finished: tuple[Path, dict[str, int]], voc: Path
 ) -> None:
     out, _ = finished
-    config = RunConfig(DataConfig("voc", str(voc)))
+    config = RunConfig(DataConfig("voc", str(voc)), "trained")
     for name, seed in (("cam", 1), ("pgnn", 0)):  # as `pgnn-geo run` labels and evaluates
         found = json.loads((out / "cells" / f"{cell(out, name, seed)}.json").read_text())
         assert found["background"] == config.labels_of(name).background
         maps = replace(config.maps_of(name), size=64)
         folder = out / "train" / f"{name}-seed{seed}"
-        model, classes, ledger = load_attention_model(folder / "model.pt")
+        model, classes, ledger, _ = load_attention_model(folder / "model.pt")
         truth = VOC2012(voc, "train", with_masks=True)
         matrix = ConfusionMatrix(len(classes), classes)
         for item, own in zip(truth, attention_maps(model, truth, maps), strict=False):
@@ -202,7 +202,7 @@ def test_backgrounds_are_chosen_on_other_photos(
 
 
 def test_the_plan_names_what_is_there(plan: ModuleType) -> None:
-    base = RunConfig(DataConfig("voc", "nowhere"))
+    base = RunConfig(DataConfig("voc", "nowhere"), "trained")
     found = plan.Plan(base)
     for table in plan.TABLES:
         assert len({row.label for row in table.rows}) == len(table.rows)
@@ -213,7 +213,7 @@ def test_the_plan_names_what_is_there(plan: ModuleType) -> None:
 
 
 def test_equal_variants_are_trained_once(plan: ModuleType) -> None:
-    base = RunConfig(DataConfig("voc", "nowhere"))
+    base = RunConfig(DataConfig("voc", "nowhere"), "trained")
     found = plan.Plan(base)
     assert found.variants["grid-4"][0] == found.variants["loss-off"][0] == "pgnn"
     assert found.variants["lambda-1-1-0.8-1"][0] == "loss-stable"
@@ -229,12 +229,12 @@ def test_equal_variants_are_trained_once(plan: ModuleType) -> None:
 
 
 def test_equal_maps_are_inferred_once(plan: ModuleType) -> None:
-    base = RunConfig(DataConfig("voc", "nowhere"))
+    base = RunConfig(DataConfig("voc", "nowhere"), "trained")
     found, row = plan.Plan(base), plan.Row
     default = found.of(row("", "pgnn", "default"))
     assert default.map_config == base.maps_of("pgnn") and default.maps != "default"
     assert found.of(row("", "cam", "none")).map_config == replace(
-        base.train.completion, propagate="none"
+        base.train.completion_maps, propagate="none"
     )
     for variant in ("cam", "no-graph"):  # one head: nothing comes after a graph
         assert found.of(row("", variant, "after")).maps == "before"
@@ -242,7 +242,7 @@ def test_equal_maps_are_inferred_once(plan: ModuleType) -> None:
 
 
 def test_boxes_are_other_variants_beside_the_same_cam(plan: ModuleType) -> None:
-    base = RunConfig(DataConfig("voc", "nowhere"))
+    base = RunConfig(DataConfig("voc", "nowhere"), "trained")
     found, row = plan.Plan(base, "my.json"), plan.Row
     names = {name: value[0] for name, value in found.variants.items()}
     assert len({names[name] for name in ("pgnn", "boxes-3", "boxes-5", "boxes-10")}) == 4
@@ -274,7 +274,7 @@ def test_boxes_of_the_cam_and_of_a_file(voc: Path, tmp_path: Path) -> None:
 
 
 def test_which_background_score_is_fixed(plan: ModuleType) -> None:
-    base = RunConfig(DataConfig("voc", "nowhere"))
+    base = RunConfig(DataConfig("voc", "nowhere"), "trained")
     base = replace(base, train=replace(base.train, foreground=0.7, background=0.2))
     found, row = plan.Plan(base), plan.Row
     for variant, plain, propagated in (

@@ -7,7 +7,6 @@ finds by the call that they go into.
 import logging
 import sys
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +19,13 @@ warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
 warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
 
 try:
-    from jsonargparse import auto_cli
-
     from pgnn_geo.app import pipeline, stage2
     from pgnn_geo.app.cli_export import export_dataset, export_photos
-    from pgnn_geo.app.cli_measure import evaluate, report
-    from pgnn_geo.app.cli_parser import Parser
+    from pgnn_geo.app.cli_measure import doctor, evaluate, exit_with, report
+    from pgnn_geo.app.cli_parser import command_parser
     from pgnn_geo.app.config import (
         CAM_LABELS,
+        FlowName,
         LabelConfig,
         ModelConfig,
         ModelName,
@@ -41,21 +39,26 @@ try:
         SegmentationTrainingConfigChanges,
         recipe_with,
     )
+    from pgnn_geo.app.demo import demo_config
+    from pgnn_geo.app.labelling import label as label_photos
+    from pgnn_geo.app.recipes import recipe_file
     from pgnn_geo.boxes.cli import adjuster, detect
     from pgnn_geo.boxes.config import BoxConfig, BoxSourceName
     from pgnn_geo.datasets.config import DataConfig
+    from pgnn_geo.features import FrozenFeatureConfig
     from pgnn_geo.inference.predict import PredictConfig, predict_folder
     from pgnn_geo.inference.segmenter import Segmenter
     from pgnn_geo.io.export import write_coco, write_voc_submission
     from pgnn_geo.io.exports import check_exports
     from pgnn_geo.io.masks import load_mask
     from pgnn_geo.io.run_folder import claim_folder, console, notes_as_lines, progress
+    from pgnn_geo.labels.frozen import EvidenceConfig, StepName
     from pgnn_geo.labels.maps import MapConfig
     from pgnn_geo.labels.refine import RefinementName
     from pgnn_geo.precision import Precision, default_device
-    from pgnn_geo.training.attention import COMPLETION, AttentionTrainingConfig
-    from pgnn_geo.training.preflight import describe_machine, find_problems, raise_problems
-    from pgnn_geo.training.segmentation import RECIPES, RecipeName
+    from pgnn_geo.training.attention import AttentionTrainingConfig
+    from pgnn_geo.training.preflight import find_problems, raise_problems
+    from pgnn_geo.training.segmentation import RecipeName
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"pgnn-geo needs the package {error.name!r}: pip install 'pgnn-geo[train]'"
@@ -65,7 +68,7 @@ MutualName = Literal["off", "literal", "tags"]
 PREDICT, SCALES = PredictConfig(), [1.0]
 SEGMENTATION, RECIPE = SegmentationNetworkConfig(), SegmentationTrainingConfigChanges()
 MODEL_MAPS, MODEL_LABELS = MapConfigChanges(), LabelConfigChanges()
-BOXES = BoxConfig()
+BOXES, FEATURES, EVIDENCE = BoxConfig(), FrozenFeatureConfig(), EvidenceConfig()
 NETWORK, TRAINING, MAPS, LABELS = (
     ModelConfig(),
     AttentionTrainingConfig(),
@@ -83,48 +86,20 @@ def demo(out: str = "runs/demo", epochs: int = 6, seed: int = 0) -> None:
             Stage 2 has five times as many.
         seed: Seed of training.
     """
-    # Chosen on these very drawings: a small network without pretrained weights makes blunter
-    # features than those that the default values are meant for, and collinear ones.
-    config = RunConfig(
-        data=DataConfig(data="shapes", root=str(Path(out) / "shapes")),
-        network=ModelConfig(backbone="vgg_tiny", weights=None, freeze_stages=0, output_stride=8),
-        train=AttentionTrainingConfig(
-            epochs=epochs,
-            completion_epochs=epochs,
-            completion=replace(COMPLETION, size=192, propagation_whitening=0.1),
-            background=0.2,
-            size=192,
-            lr=1e-3,
-            seed=seed,
-        ),
-        maps=MapConfig(size=192, output_stride=8, propagation_whitening=0.1),
-        labels=LabelConfig(background=0.1),
-        cam_labels=LabelConfig(background=0.2),
-        segment=Stage2Config(
-            network=SegmentationNetworkConfig("vgg_tiny", weights=None, hidden_channels=256),
-            train=RECIPES["short"].changed(
-                freeze_stages=0,
-                augment="crop",
-                scale=(0.8, 1.2),
-                train_stride=None,
-                epochs=5 * epochs,
-                batch_size=4,
-                size=128,
-                crop=128,
-                lr=3e-3,
-                head_factor=1.0,
-                seed=seed,
-                workers=0,
-            ),
-        ),
-    )
-    pipeline.run(config, Path(out))
+    pipeline.run(demo_config(Path(out), epochs, seed), Path(out))
 
 
 def run(
     root: str,
     out: str = "runs/run",
+    recipe: str = "best",
+    cache: str | None = None,
+    flow: FlowName = "frozen",
+    model: ModelName = "pgnn",
+    baseline: bool = False,
     network: ModelConfig = NETWORK,
+    features: FrozenFeatureConfig = FEATURES,
+    evidence: EvidenceConfig = EVIDENCE,
     train: AttentionTrainingConfig = TRAINING,
     maps: MapConfig = MAPS,
     labels: LabelConfig = LABELS,
@@ -144,25 +119,34 @@ def run(
     export: str | None = None,
     **source: Any,
 ) -> None:
-    """Do the whole job: train CAM and P-GNN, label, train DeepLab-v2 on the labels. Resumes.
+    """Do the whole job: label the photos, train DeepLab-v2 on the labels, measure. Resumes.
 
     Args:
         root: Folder of the data set.
         out: Folder of the run.
-        network: The network.
+        recipe: Where the values of all other options come from that are not given: "best", what
+            measures best; "paper", the paper as it stands; "cam", the baseline; or a YAML file.
+        cache: Folder where features are kept for other runs; without it they are not kept.
+        flow: "frozen": evidence is fitted to what a pretrained backbone says; "trained": a network
+            is trained on the tags.
+        model: "pgnn", or "cam" for the baseline alone.
+        baseline: Make and measure the baseline as well.
+        network: The network; of the frozen flow, its backbone.
+        features: How the frozen backbone sees photos.
+        evidence: How evidence is fitted to its features and passed on.
         train: Hyper-parameters of training.
-        maps: How attention maps are inferred.
+        maps: How attention maps are inferred by a trained network.
         labels: How label images are made from the P-GNN's maps.
         cam_labels: How they are made from the baseline's.
-        patches: Nodes of the P-GNN's graph: the cells of a "grid", or "boxes" and what they leave;
-            "none": there is no graph, and the maps are completed by propagation alone.
+        patches: Nodes of a trained P-GNN's graph: the cells of a "grid", or "boxes" and what they
+            leave; "none": there is no graph, and the maps are completed by propagation alone.
         box_source: Where boxes come from: "attention", the maps of the CAM, completed; "detector",
             one trained on the tags into OUT/detector; or "file".
         box_file: That file, COCO results; only with --box_source file.
         top_k: Boxes of what is seen of a photo that are patches, the best ones.
         box_size: Positions per side of a box's patch.
-        segment: Recipe of stage 2, which trains DeepLab-v2 on the P-GNN's labels: "short" (hundreds
-            of photos, a CPU) or "deeplab" (that of the paper, a GPU); "off" ends with the labels.
+        segment: Recipe of stage 2, which trains DeepLab-v2 on the labels: "short" (hundreds of
+            photos, a CPU) or "deeplab" (that of the paper, a GPU); "off" ends with the labels.
         segment_network: Its network.
         segment_train: Values that take the place of the recipe's; null leaves the recipe's.
         eval_split: Split to measure stage 2 on, if it has masks; null for none.
@@ -183,10 +167,23 @@ def run(
         rewriting = mutual, mutual_start, mutual_confidence
         stage2_config = Stage2Config(eval_split, segment_network, training, *rewriting)
     photos = DataConfig(root=root, **source)
-    nodes = boxes if patches == "boxes" else patches
-    config = RunConfig(photos, network, train, maps, labels, cam_labels, stage2_config, nodes)
-    pipeline.run(config, Path(out))
-    export_dataset(exports, Path(out), photos.build(), Path(out) / "pgnn" / "labels")
+    config = RunConfig(
+        data=photos,
+        flow=flow,
+        model=model,
+        baseline=baseline,
+        network=network,
+        features=features,
+        evidence=evidence,
+        train=train,
+        maps=maps,
+        labels=labels,
+        cam_labels=cam_labels,
+        segment=stage2_config,
+        patches=boxes if patches == "boxes" else patches,
+    )
+    pipeline.run(config, Path(out), None if cache is None else Path(cache))
+    export_dataset(exports, Path(out), photos.build(), Path(out) / model / "labels")
 
 
 def _check_graph(patches: str, network: ModelConfig) -> None:
@@ -219,7 +216,9 @@ def train(
     """
     _check_graph(patches, network)
     photos = DataConfig(root=root, **source)
-    config = RunConfig(photos, network, train, segment=None, patches=patches)
+    config = RunConfig(
+        photos, "trained", model, network=network, train=train, segment=None, patches=patches
+    )
     claim_folder(Path(out), config)
     raise_problems(find_problems(config.data, config.network))
     dataset = config.data.build()
@@ -231,7 +230,9 @@ def label(
     checkpoint: str,
     root: str,
     out: str = "runs/labels",
+    step: StepName | None = None,
     boxes: str | None = None,
+    cache: str | None = None,
     maps: MapConfigChanges = MODEL_MAPS,
     labels: LabelConfigChanges = MODEL_LABELS,
     export: str | None = None,
@@ -240,20 +241,23 @@ def label(
     """Write pseudo-labels OUT/ID.png (VOC palette, the photo's own size) of tagged photos.
 
     Args:
-        checkpoint: A model.pt that "train" or "run" wrote.
+        checkpoint: What "run" or "train" wrote: a folder pgnn/model, or a file model.pt.
         root: Folder of the data set.
         out: Folder of the label images.
+        step: Of a folder: the step whose maps are taken: "evidence", "prototypes" or "classifier";
+            null is the last.
         boxes: COCO results with the photos' boxes, for a P-GNN whose patches they are.
-        maps: How attention maps are inferred; null is the default of such a model in "run".
-        labels: How label images are made from them; null is the default of such a model in "run".
+        cache: Folder where features are kept for other runs; without it they are not kept.
+        maps: How a trained network's attention maps are inferred; null is as its run does.
+        labels: How label images are made from the maps; null is as its run does.
         export: Formats such as "coco,yolo" in which they are also written into OUT/exports.
         **source: Which photos, tags and classes.
     """
     exports = check_exports(export)
     dataset = DataConfig(root=root, **source).build()
     raise_problems(dataset.check())
-    given = None if boxes is None else Path(boxes)
-    folder = pipeline.label(Path(checkpoint), dataset, Path(out), maps, labels, None, given)
+    given, kept = (None if name is None else Path(name) for name in (boxes, cache))
+    folder = label_photos(Path(checkpoint), dataset, Path(out), maps, labels, kept, given, step)
     console.print(f"labels: {folder}")
     export_dataset(exports, Path(out), dataset, folder)
 
@@ -352,33 +356,7 @@ def predict(
         write_coco(coco, named, segmenter.classes, suffix="")
     export_photos(exports, Path(out), done.photos, Path(out) / "masks", segmenter.classes)
     console.print(f"masks: {Path(out) / 'masks'}, {len(files)} photos, {done.new} new")
-    _exit_with(done.problems)
-
-
-def doctor(root: str | None = None, network: ModelConfig = NETWORK, **source: Any) -> None:
-    """Check packages, weights and (with --root) every photo, tag and mask; say what to fix.
-
-    Args:
-        root: Folder of the data set; without it only packages and weights are checked.
-        network: The network whose weights are checked.
-        **source: Which photos, tags and classes.
-    """
-    for line in describe_machine():
-        console.print(line, highlight=False, soft_wrap=True)
-    photos = None if root is None else DataConfig(root=root, **source)
-    problems = find_problems(photos, network)
-    if not problems:
-        console.print("no problem found")
-    _exit_with(problems)
-
-
-def _exit_with(problems: list[str]) -> None:
-    """List problems and end with status 1, if there are any."""
-    for problem in problems:
-        console.print(f"problem: {problem}", highlight=False, soft_wrap=True)
-    if problems:
-        console.print(f"{len(problems)} problem(s)")
-        sys.exit(1)
+    exit_with(done.problems)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -389,7 +367,11 @@ def main(args: list[str] | None = None) -> None:
         commands: list[Any] = [demo, run, train, label, segment, predict, evaluate, report, doctor]
         commands += [detect, adjuster]
         with notes_as_lines():
-            auto_cli(commands, args=args, prog="pgnn-geo", as_positional=False, parser_class=Parser)
+            parser = command_parser("pgnn-geo", commands, {"run": recipe_file(args)})
+            chosen = parser.instantiate(parser.parse_args(args))
+            options = chosen[chosen.subcommand].as_dict()
+            options.pop("config", None)
+            {command.__name__: command for command in commands}[chosen.subcommand](**options)
     except InputError as error:
         print(f"pgnn-geo: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,8 +1,10 @@
 """The argument parser of the command line: lists and switches as shells are used to them."""
 
+import inspect
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
@@ -43,3 +45,25 @@ class Parser(ArgumentParser):
 
 def _is_list(text: str) -> bool:
     return text.startswith("[") and text.endswith("]")
+
+
+def command_parser(
+    program: str, commands: Sequence[Callable[..., None]], recipes: Mapping[str, Path]
+) -> Parser:
+    """Return the parser of a program whose commands are functions.
+
+    Args:
+        program (str): Its name.
+        commands (sequence of callable): The commands; their arguments are the options.
+        recipes (mapping): For a command's name, a YAML file of its options' default values.
+    """
+    parser = Parser(prog=program)
+    subcommands = parser.add_subcommands(required=True)
+    for command in commands:
+        name, said = command.__name__, (inspect.getdoc(command) or "").split("\n")[0]
+        files = [str(recipes[name])] if name in recipes else []
+        options = Parser(description=said, default_config_files=files)
+        options.add_argument("--config", action="config", help="YAML file of options")
+        options.add_function_arguments(command, as_group=False, sub_configs=True)
+        subcommands.add_subcommand(name, options, help=said)
+    return parser

@@ -1,13 +1,16 @@
 """What decides the outcome of a run: data, network, training, maps, labels."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pgnn_geo.boxes.config import BoxConfig
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
+from pgnn_geo.features import FrozenFeatureConfig
+from pgnn_geo.labels.frozen import EvidenceConfig
 from pgnn_geo.labels.maps import MapConfig
 from pgnn_geo.labels.refine import (
     HALF_SIZE,
@@ -24,6 +27,7 @@ from pgnn_geo.training.attention import AttentionTrainingConfig
 from pgnn_geo.training.segmentation import RECIPES, SegmentationTrainingConfig
 
 ModelName = Literal["cam", "pgnn"]
+FlowName = Literal["frozen", "trained"]
 
 
 #: What the nodes of the patch graph are: a grid's cells, or boxes; or there is no graph.
@@ -181,21 +185,42 @@ class SegmentConfig(Stage2Config):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides the outcome of :func:`run`.
+    """Everything that decides the outcome of :func:`~pgnn_geo.app.pipeline.run`.
 
-    The CAM baseline sees the photos as often as the P-GNN, all on tags alone; its maps are not
-    propagated, and it has a background score of its own. Stage 2 learns the P-GNN's labels;
-    without :obj:`segment` the run ends with them.
+    There are two ways to attention maps. In the *frozen* flow the backbone stays as it is:
+    evidence of classes is fitted to its features and travels along the edges of the photos'
+    graphs, see :mod:`~pgnn_geo.labels.frozen`; its baseline is the class activation maps of the
+    tags' classifier. In the *trained* flow a network is trained on tags, with or without a graph
+    of patches, and its baseline is the same network without a graph, trained on tags alone for as
+    many epochs, whose maps are not propagated. Stage 2 learns the labels of :obj:`model`; without
+    :obj:`segment` the run ends with them.
 
-    By default the P-GNN has no patch graph, which costs time and gained nothing that could be
-    measured: what completes its maps is propagation between positions, in its training and after.
+    Args:
+        data (DataConfig): The photos and tags.
+        flow (str): :obj:`"frozen"` or :obj:`"trained"`.
+        model (str): What is made: :obj:`"pgnn"`, or :obj:`"cam"`, the baseline alone.
+        baseline (bool): Make and measure the baseline as well.
+        network (ModelConfig): The network; of the frozen flow, its backbone.
+        features (FrozenFeatureConfig): Of the frozen flow: how the backbone sees photos.
+        evidence (EvidenceConfig): Of the frozen flow: how evidence is fitted and passed on.
+        train (AttentionTrainingConfig): Of the trained flow.
+        maps (MapConfig): Of the trained flow: how attention maps are inferred.
+        labels (LabelConfig): How label images are made from them.
+        cam_labels (LabelConfig): The same for the baseline.
+        segment (Stage2Config, optional): Stage 2.
+        patches (str or BoxConfig): Of the trained flow: what the nodes of the network's graph are.
 
     Raises:
-        InputError: If :obj:`patches` is no such thing, or the network or its training does not fit.
+        InputError: If a value is no such thing, does not fit the network or is not of the flow.
     """
 
     data: DataConfig
+    flow: FlowName = "frozen"
+    model: ModelName = "pgnn"
+    baseline: bool = False
     network: ModelConfig = field(default_factory=ModelConfig)
+    features: FrozenFeatureConfig = field(default_factory=FrozenFeatureConfig)
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     train: AttentionTrainingConfig = field(default_factory=AttentionTrainingConfig)
     maps: MapConfig = field(default_factory=MapConfig)
     labels: LabelConfig = field(default_factory=LabelConfig)
@@ -204,6 +229,14 @@ class RunConfig:
     patches: Patches = "none"
 
     def __post_init__(self) -> None:
+        if self.flow not in get_args(FlowName) or self.model not in get_args(ModelName):
+            raise InputError(
+                f"flow={self.flow!r}, model={self.model!r}: want one of {get_args(FlowName)} and "
+                f"one of {get_args(ModelName)}"
+            )
+        if self.flow == "frozen":
+            self._check_frozen()
+            return
         if self.boxes is None and self.patches not in ("none", "grid"):
             raise InputError(f"patches={self.patches!r}: want 'none', 'grid' or a BoxConfig")
         if self.patches == "none":
@@ -229,6 +262,38 @@ class RunConfig:
                 "of a grid's cells need both, what they do and where they come from"
             )
 
+    def _check_frozen(self) -> None:
+        """Refuse what has no meaning without training, and features that know nothing."""
+        default = {"train": AttentionTrainingConfig(), "maps": MapConfig(), "patches": "none"}
+        for name in default:
+            # As JSON: a sequence may come as a list where the default is a tuple.
+            given, usual = (
+                json.dumps(each, default=asdict) for each in (getattr(self, name), default[name])
+            )
+            if given != usual:
+                raise InputError(
+                    f"{name}: of the trained flow, not of the frozen one; want flow='trained'. The "
+                    "patches of the frozen flow's graph are evidence.grid."
+                )
+        choice = ModelConfig(self.network.backbone, self.network.weights)
+        if self.network != choice:
+            raise InputError(
+                "network: the frozen flow takes its backbone and weights alone, the rest is of "
+                "training; want flow='trained'. The stride of the features is features.stride."
+            )
+        if self.network.weights is None:
+            raise InputError(
+                "network.weights=None: the frozen flow compares places by what a pretrained "
+                "backbone says of them; want weights, or flow='trained'"
+            )
+
+    @property
+    def names(self) -> tuple[ModelName, ...]:
+        """What label images are made of, the baseline first."""
+        if self.model == "cam":
+            return ("cam",)
+        return ("cam", "pgnn") if self.baseline else ("pgnn",)
+
     @property
     def boxes(self) -> BoxConfig | None:
         """Return the patches, if they are boxes."""
@@ -247,9 +312,8 @@ class RunConfig:
 
     def maps_of(self, name: ModelName) -> MapConfig:
         """Return how the maps of a model are inferred."""
-        if name == "pgnn":
-            return self.maps
-        return replace(self.maps, **CAM_MAPS)
+        maps = replace(self.maps, size=self.maps.size or self.train.size)
+        return maps if name == "pgnn" else replace(maps, **CAM_MAPS)
 
     def labels_of(self, name: ModelName) -> LabelConfig:
         """Return how the labels of a model are made from its maps."""

@@ -1,5 +1,6 @@
 """Changes of a configuration whose defaults depend on something else: a recipe, a model."""
 
+from collections.abc import Mapping
 from dataclasses import fields, make_dataclass, replace
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -39,18 +40,36 @@ def recipe_with(
 
 
 def label_defaults(
-    model: PGNN, maps: MapConfigChanges, labels: LabelConfigChanges
+    model: PGNN, labelling: Mapping[str, Any], maps: MapConfigChanges, labels: LabelConfigChanges
 ) -> tuple[MapConfig, LabelConfig]:
-    """Return how a model's labels are made, with every value given that is not :obj:`None`.
+    """Return how a trained model's labels are made, with every value given that is not None.
 
-    A CAM, which has no graph and was trained on tags alone, has other defaults than a P-GNN.
+    Args:
+        model (PGNN): The model.
+        labelling (mapping): What it was saved with: how its run makes them. Without it, a model
+            that has no graph and was trained on tags alone is taken for a CAM, any other for a
+            P-GNN, each with its default values.
+        maps (MapConfig): The values given of how attention maps are inferred.
+        labels (LabelConfig): The values given of how label images are made from them.
     """
     cam = model.config["layers"] == 0 and model.activation == "relu"
     start = replace(MapConfig(), **CAM_MAPS) if cam else MapConfig()
-    return (
-        replace(start, **_given(maps)),
-        replace(CAM_LABELS if cam else LabelConfig(), **_given(labels)),
-    )
+    start = MapConfig(**labelling["maps"]) if labelling else start
+    return replace(start, **_given(maps)), label_config_of(labelling.get("labels"), cam, labels)
+
+
+def label_config_of(
+    saved: Mapping[str, Any] | None, cam: bool, labels: LabelConfigChanges
+) -> LabelConfig:
+    """Return how label images are made.
+
+    Args:
+        saved (mapping, optional): What the model was saved with.
+        cam (bool): Whether it is a CAM, whose default values hold if nothing was saved.
+        labels (LabelConfig): The values given; those that are not None take the others' place.
+    """
+    default = CAM_LABELS if cam else LabelConfig()
+    return replace(LabelConfig(**saved) if saved else default, **_given(labels))
 
 
 def _given(changes: Any) -> dict[str, Any]:

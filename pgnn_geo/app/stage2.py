@@ -173,7 +173,7 @@ def _measure(
         truth, folder = measured.build(with_masks=True), out / "predictions"
         with timed("predict"):
             _predict(segmenter, truth, folder, config.train.precision)
-        scores = evaluate(folder, truth)
+        scores = evaluate(folder, truth, progress)
         metrics = {"segmenter": scores.to_dict(), "images": scores.images}
         label_sheets(out / "overlays", truth, {_TITLE: folder})
     split = None if measured is None or measured.data == "folder" else measured.split

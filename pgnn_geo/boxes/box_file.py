@@ -16,7 +16,7 @@ from pgnn_geo.boxes.image_boxes import BoxSource, ImageBoxes, box_problems, rais
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.errors import InputError
-from pgnn_geo.features.stems import Progress, no_progress
+from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.io.files import atomic_write, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 

@@ -20,7 +20,7 @@ from pgnn_geo.boxes.components import component_boxes, connected_components
 from pgnn_geo.boxes.image_boxes import BoxSource, ImageBoxes
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
-from pgnn_geo.features.stems import Progress, no_progress
+from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.io.masks import IGNORE
 
 BoxTable = Mapping[str, ImageBoxes]

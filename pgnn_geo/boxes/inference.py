@@ -13,7 +13,8 @@ from pgnn_geo.boxes.image_boxes import ImageBoxes, boxes_to_photo, boxes_to_view
 from pgnn_geo.boxes.weak_detector import WeakDetector, select_boxes
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
-from pgnn_geo.features.stems import Progress, View, no_progress, stem_bank, stem_batches
+from pgnn_geo.features.stems import stem_bank, stem_batches
+from pgnn_geo.features.views import Progress, View, no_progress
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.precision import Precision, autocast
 

@@ -89,7 +89,7 @@ def make_boxes(
         made_from |= {"cam": _digest(cam), "maps": asdict(maps), "boxes": asdict(cut)}
 
         def make() -> BoxSource:
-            model, _, ledger = load_attention_model(cam)
+            model, _, ledger, _ = load_attention_model(cam)
             model.to(default_device())
             found = attention_maps(model, dataset, maps, stems, path.parent, progress)
             return AttentionBoxes(found, dataset, ledger, cut)

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
-from pgnn_geo.features.stems import Progress, no_progress
+from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.io.files import atomic_write, first_difference, write_json
 
 _VERSION = 1  # of this module's boxes; a cache of another version is not read

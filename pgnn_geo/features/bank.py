@@ -4,25 +4,28 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.files import write_json
+
+#: Bytes that are written between two notes of how far the file is.
+_NOTE_EVERY = 1 << 26
 
 
 class FeatureBank:
     """Half-precision feature maps of :math:`M` photos of one size, memory-mapped.
 
     Reading takes memory only for the rows that are asked for, so a bank may be larger than the
-    memory. Two uses: the output of a backbone's frozen stages, which training and labelling would
-    otherwise compute again and again; and the final features, which partner groups and propagation
-    read in any order.
+    memory. Positions lie one after the other with their channels together: what is read is
+    channels-last, and its positions are the rows of a matrix without a copy.
 
     Args:
         path (str or PathLike): The bank's ``.npy`` file, as made by :meth:`build`.
@@ -32,21 +35,22 @@ class FeatureBank:
 
     def __init__(self, path: str | os.PathLike[str], start: int = 0, stop: int | None = None):
         self.path = Path(path)
-        whole = np.load(self.path, mmap_mode="r", allow_pickle=False)
-        self._channels = range(whole.shape[1])[start:stop]
-        self._array = whole[:, self._channels.start : self._channels.stop]
+        whole = np.load(self.path, mmap_mode="r", allow_pickle=False)  # [M, h, w, C]
+        self._channels = range(whole.shape[3])[start:stop]
+        self._array = whole[..., self._channels.start : self._channels.stop]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Other processes open the file again: a mapped array would be copied into a pickle."""
         return FeatureBank, (self.path, self._channels.start, self._channels.stop)
 
     def __len__(self) -> int:
-        return self._array.shape[0]
+        return int(self._array.shape[0])
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape :obj:`(M, C, h, w)`."""
-        return self._array.shape
+        count, height, width, channels = self._array.shape
+        return count, channels, height, width
 
     def __getitem__(self, indices: Tensor | list[int] | int) -> Tensor:
         """Return float32 features :obj:`[n, C, h, w]` (or :obj:`[C, h, w]` for one index)."""
@@ -54,7 +58,7 @@ class FeatureBank:
         if isinstance(rows, int):
             return self[[rows]][0]
         # A copy already, as rows are a list. PyTorch converts on all cores, NumPy on one.
-        return torch.from_numpy(np.asarray(self._array[rows])).float()
+        return torch.from_numpy(np.asarray(self._array[rows])).float().permute(0, 3, 1, 2)
 
     def channels(self, start: int, stop: int | None = None) -> "FeatureBank":
         """Return the bank of some of the channels; nothing is copied."""
@@ -63,50 +67,71 @@ class FeatureBank:
 
     def read(self, index: int, rows: slice, columns: slice) -> Tensor:
         """Return a float32 window :obj:`[C, rows, columns]` of one photo's features."""
-        return torch.from_numpy(self._array[index, :, rows, columns].astype(np.float32))
+        window = self._array[index, rows, columns].astype(np.float32)
+        return torch.from_numpy(window).permute(2, 0, 1)
 
     @classmethod
     def build(
         cls,
         path: str | os.PathLike[str],
-        batches: Iterable[Tensor],
+        features: Callable[[int], Iterable[Tensor]],
         count: int,
         key: dict[str, object],
     ) -> "FeatureBank":
         """Open the bank at :obj:`path`, writing it first unless it is there with the same key.
 
+        A writing that was cut off, by whatever means, goes on at the photo that was last noted
+        down, if its key is the same. A file that is shorter than it should be is made anew.
+
         Args:
             path (str or PathLike): The ``.npy`` file; its key lies beside it as ``.json``.
-            batches (iterable of torch.Tensor): Consecutive features :obj:`[b, C, h, w]`,
-                :obj:`count` rows in all; consumed only if the bank has to be written.
+            features (callable): Given the number of the first photo that is wanted, an iterable of
+                the features :obj:`[b, C, h, w]` of it and all that follow; called only if some are
+                missing.
             count (int): Number of photos :math:`M`.
             key (dict): JSON values that say what the features were made from.
 
         Raises:
             InputError: If there is no room for the bank where it is to lie; known as soon as the
                 first batch is.
+            ValueError: If the batches hold another number of photos.
         """
         target = Path(path)
         if not cls.is_current(target, key):
             target.with_suffix(".json").unlink(missing_ok=True)
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.part")
-            try:
-                _write(temporary, batches, count)
-                os.replace(temporary, target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+            part, note = (target.with_name(f".{target.name}{end}") for end in (".part", ".json"))
+            _write(part, note, features, count, json.loads(json.dumps(key)))
+            os.replace(part, target)
             write_json(target.with_suffix(".json"), key)
+            note.unlink()
         return cls(target)
 
     @staticmethod
     def is_current(path: str | os.PathLike[str], key: dict[str, object]) -> bool:
-        """Whether a finished bank with this key lies at :obj:`path`."""
+        """Whether a finished, whole bank with this key lies at :obj:`path`."""
         sidecar = Path(path).with_suffix(".json")
         if not (Path(path).is_file() and sidecar.is_file()):
             return False
-        return json.loads(sidecar.read_text()) == json.loads(json.dumps(key))
+        return (
+            bool(_read_json(sidecar) == json.loads(json.dumps(key))) and _opened(path) is not None
+        )
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _opened(path: str | os.PathLike[str], mode: Any = "r") -> NDArray[np.float16] | None:
+    """Map a bank's file; :obj:`None` if it is missing, foreign or shorter than it says."""
+    try:
+        array = np.lib.format.open_memmap(path, mode)
+    except (OSError, ValueError):
+        return None
+    return array if array.dtype == np.float16 and array.ndim == 4 else None
 
 
 def _check_room(folder: Path, size: int) -> None:
@@ -119,18 +144,45 @@ def _check_room(folder: Path, size: int) -> None:
         )
 
 
-def _write(path: Path, batches: Iterable[Tensor], count: int) -> None:
-    """Write :obj:`count` rows; raises ``ValueError`` if the batches hold another number."""
-    array, row = None, 0
-    limit = float(np.finfo(np.float16).max)
-    for features in batches:
+def _write(
+    part: Path,
+    note: Path,
+    features: Callable[[int], Iterable[Tensor]],
+    count: int,
+    key: dict[str, object],
+) -> None:
+    """Write what is missing of :obj:`count` rows, noting down from time to time how many stand."""
+    done, array = 0, _opened(part, "r+")
+    found = _read_json(note)
+    if array is not None and isinstance(found, dict) and found.get("key") == key:
+        done = min(int(found["rows"]), len(array))
+    if array is not None and (not done or len(array) != count):
+        done, array = 0, None
+    row = noted = done
+    for batch in features(done) if done < count else ():
+        values = _half(batch)
         if array is None:
-            shape = (count, *features.shape[1:])
-            _check_room(path.parent, 2 * math.prod(shape))
-            array = np.lib.format.open_memmap(path, "w+", np.float16, shape)
-        values = features.float().clamp(-limit, limit).to(torch.float16)
-        array[row : row + len(values)] = values.cpu().numpy()
+            part.unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
+            shape = (count, *values.shape[1:])
+            _check_room(part.parent, 2 * math.prod(shape))
+            array = np.lib.format.open_memmap(part, "w+", np.float16, shape)
+        if row + len(values) > count:
+            raise ValueError(f"a bank of {count} photos was given features of more")
+        array[row : row + len(values)] = values
         row += len(values)
+        if (row - noted) * values[0].nbytes >= _NOTE_EVERY:
+            array.flush()  # before the note: what it says must stand
+            write_json(note, {"key": key, "rows": row})
+            noted = row
     if array is None or row != count:
         raise ValueError(f"a bank of {count} photos was given features of {row}")
     array.flush()
+    write_json(note, {"key": key, "rows": row})
+
+
+def _half(features: Tensor) -> NDArray[np.float16]:
+    """Return features :obj:`[b, C, h, w]` as they are kept: :obj:`[b, h, w, C]`, finite."""
+    limit = float(np.finfo(np.float16).max)
+    values = features.float().clamp(-limit, limit).permute(0, 2, 3, 1).to(torch.float16)
+    return values.cpu().numpy()

@@ -1,66 +1,23 @@
-"""Features of a whole data set: frozen stems kept between runs, final features per view."""
+"""Outputs of a backbone's frozen stages for a whole data set, kept between runs."""
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from pgnn_geo.datasets import EvalTransform, SquareTransform, TaggedDataset
+from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.views import (
+    Progress,
+    View,
+    digest_of_photos,
+    digest_of_tensors,
+    no_progress,
+    photo_batches,
+)
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision, autocast, resolve_precision
-
-#: Wraps an iterable of batches for a progress display: ``(iterable, title, total) -> iterable``.
-Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
-
-
-def no_progress(iterable: Iterable[Any], title: str, total: int) -> Iterable[Any]:
-    """Display nothing."""
-    return iterable
-
-
-@dataclass(frozen=True)
-class View:
-    """One way of looking at every photo: as a square, perhaps mirrored.
-
-    Args:
-        size (int): Side of the square in pixels.
-        flip (bool): Mirror it. (default: :obj:`False`)
-        pad (bool): Bring the photo's long side to :obj:`size` and pad right and bottom, instead of
-            squashing the photo to the square. (default: :obj:`False`)
-    """
-
-    size: int
-    flip: bool = False
-    pad: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.size}{'-pad' if self.pad else ''}{'-flip' if self.flip else ''}"
-
-    @property
-    def transform(self) -> SquareTransform | EvalTransform:
-        """What shows it."""
-        if self.pad:
-            return EvalTransform(self.size, multiple=self.size, flip=self.flip)
-        return SquareTransform(self.size, self.flip)
-
-
-def photo_batches(
-    dataset: TaggedDataset, view: View, batch_size: int = 8, workers: int = 1
-) -> Iterator[Tensor]:
-    """Yield the photos of a data set in order, as :obj:`[b, 3, size, size]` in :math:`[0, 1]`."""
-    photos = dataset.with_transform(view.transform)
-    loader = DataLoader(photos, batch_size=batch_size, num_workers=workers, collate_fn=_images)
-    yield from loader
-
-
-def _images(items: list[dict[str, Any]]) -> Tensor:
-    return torch.stack([item["image"].as_subclass(Tensor) for item in items])
 
 
 def _run(
@@ -69,18 +26,6 @@ def _run(
     """Run a network without gradients; channels last, in which its convolutions are faster."""
     with autocast(precision, device):
         return network(x.to(device, memory_format=torch.channels_last)).float()
-
-
-def _digest(dataset: TaggedDataset, tensors: Iterable[Tensor]) -> str:
-    """Digest of the photos (names, sizes and dates of the files) and of network weights."""
-    digest = hashlib.sha256()
-    for i in range(len(dataset)):
-        path = dataset.image_path(i)
-        stat = path.stat()
-        digest.update(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @torch.inference_mode()
@@ -108,14 +53,19 @@ def stem_bank(
     for stage in backbone.stages[: backbone.frozen_stages]:
         frozen += [*stage.parameters(), *stage.buffers()]
     key = {
-        "content": _digest(dataset, frozen),
+        "photos": digest_of_photos([dataset.image_path(i) for i in range(len(dataset))]),
+        "weights": digest_of_tensors(frozen),
         "view": str(view),
         "stages": backbone.frozen_stages,
         "precision": resolve_precision(precision),
     }
-    photos = photo_batches(dataset, view)
-    stems = (_run(backbone.stem, images, backbone.device, precision) for images in photos)
-    batches = progress(stems, f"frozen stages, {view}", -(-len(dataset) // 8))
+
+    def batches(first: int) -> Iterator[Tensor]:
+        photos = photo_batches(dataset, view, first=first)
+        total = -(-(len(dataset) - first) // 8)
+        for images in progress(photos, f"frozen stages, {view}", total):
+            yield _run(backbone.stem, images, backbone.device, precision)
+
     return FeatureBank.build(folder / f"stem-{view}.npy", batches, len(dataset), key)
 
 

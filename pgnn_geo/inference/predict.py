@@ -20,7 +20,7 @@ from pgnn_geo.datasets import load_photo
 from pgnn_geo.datasets.photo_file import count_pixels
 from pgnn_geo.datasets.photos import Photo, StrPath, find_photos, read_photo_tags
 from pgnn_geo.errors import InputError
-from pgnn_geo.features.stems import Progress, no_progress
+from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.files import atomic_write, first_difference, mark_results, write_json
 from pgnn_geo.io.masks import save_mask

@@ -1,7 +1,7 @@
 """Model files: weights, configuration, class names and supervision ledger in one safe file."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from pgnn_geo.io.files import atomic_write
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.nn import PGNN
 
-_FORMAT = "pgnn_geo attention model 1"
+_FORMAT = "pgnn_geo attention model 2"
 
 
 class AttentionCheckpoint(NamedTuple):
@@ -23,13 +23,27 @@ class AttentionCheckpoint(NamedTuple):
     model: PGNN  #: in evaluation mode
     classes: tuple[str, ...]  #: names of its K classes
     ledger: SupervisionLedger  #: what it was trained from
+    labelling: dict[str, Any]  #: plain values: how label images are made with it, if that was said
 
 
 def save_attention_model(
-    path: str | os.PathLike[str], model: PGNN, classes: tuple[str, ...], ledger: SupervisionLedger
+    path: str | os.PathLike[str],
+    model: PGNN,
+    classes: tuple[str, ...],
+    ledger: SupervisionLedger,
+    labelling: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model so that :func:`load_attention_model` needs nothing else, atomically."""
-    write_model_file(path, _FORMAT, model, model.config, ledger, classes=list(classes))
+    """Write a model so that :func:`load_attention_model` needs nothing else, atomically.
+
+    Args:
+        path (str or PathLike): The file.
+        model (PGNN): The model.
+        classes (tuple of str): Names of its classes.
+        ledger (SupervisionLedger): What it was trained from.
+        labelling (mapping, optional): Plain values: how label images are made with it.
+    """
+    more = {"classes": list(classes), "labelling": dict(labelling or {})}
+    write_model_file(path, _FORMAT, model, model.config, ledger, **more)
 
 
 def load_attention_model(path: str | os.PathLike[str]) -> AttentionCheckpoint:
@@ -47,7 +61,8 @@ def load_attention_model(path: str | os.PathLike[str]) -> AttentionCheckpoint:
         model.config = dict(content["config"])
         ledger = SupervisionLedger.from_dict(content["ledger"])
         classes = tuple(content["classes"])
-    return AttentionCheckpoint(model.eval(), classes, ledger)
+        labelling = dict(content["labelling"])
+    return AttentionCheckpoint(model.eval(), classes, ledger, labelling)
 
 
 def write_model_file(
@@ -100,5 +115,9 @@ def read_model_file(path: str | os.PathLike[str], form: str, kind: str) -> dict[
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
         raise InputError(f"{path} is not a readable model file: {error}") from error
     if not isinstance(content, dict) or content.get("format") != form:
-        raise InputError(f"{path} is not {kind} of this package ({form!r}).")
+        found = content.get("format") if isinstance(content, dict) else None
+        raise InputError(
+            f"{path} is not {kind} of this version of the package: its format is {found!r}, want "
+            f"{form!r}. Models of older versions have to be trained anew."
+        )
     return content

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 console = Console(markup=False, emoji=False)  # names of files and classes are no markup
 
+#: Seconds between two lines of progress where there is no terminal.
+LINE_EVERY = 30.0
+
 
 def claim_folder(out: Path, config: "DataclassInstance") -> None:
     """Record :obj:`config` in :obj:`out`, or check that it is the one recorded there.
@@ -47,9 +50,21 @@ def claim_folder(out: Path, config: "DataclassInstance") -> None:
 
 
 def progress(iterable: Iterable[Any], title: str, total: int) -> Iterable[Any]:
-    """Show a progress bar where somebody watches."""
-    hidden = not console.is_terminal
-    return track(iterable, title, total, console=console, transient=True, disable=hidden)
+    """Show a progress bar where somebody watches, a line every half minute where nobody does."""
+    if console.is_terminal:
+        return track(iterable, title, total, console=console, transient=True)
+    return _lines(iterable, title, total)
+
+
+def _lines(iterable: Iterable[Any], title: str, total: int) -> Iterator[Any]:
+    start = last = time.perf_counter()
+    for done, item in enumerate(iterable):
+        now = time.perf_counter()
+        if now - last >= LINE_EVERY and done:
+            left = (now - start) / done * (total - done)
+            console.print(f"{title}: {done} of {total}, {left:.0f} s left", highlight=False)
+            last = now
+        yield item
 
 
 @contextmanager

@@ -13,10 +13,12 @@ from torch import Tensor
 from pgnn_geo.datasets import TaggedDataset, partner_groups
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import FeatureBank
-from pgnn_geo.features.stems import Progress, View, no_progress, stem_bank, stem_batches
+from pgnn_geo.features.stems import stem_bank, stem_batches
+from pgnn_geo.features.views import Progress, View, no_progress
 from pgnn_geo.features.whitening import WhitenedFeatures
 from pgnn_geo.graph.node_boxes import NodeBoxes
-from pgnn_geo.labels.propagation import PropagationName, TaggedMaps, propagate
+from pgnn_geo.labels.propagation import PropagationName, propagate
+from pgnn_geo.labels.tagged_maps import TaggedMaps
 from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.backbones import Backbone, build_backbone
 from pgnn_geo.nn.decoder import ActivationName
@@ -28,7 +30,8 @@ class MapConfig:
     """How attention maps are inferred.
 
     Args:
-        size (int): Side of the square that photos are squashed to, in pixels.
+        size (int, optional): Side of the square that photos are squashed to, in pixels: 256 if not
+            given, in a run that of the training.
         scales (sequence of float): Multiples of :obj:`size`; the maps are summed.
         flip (bool): Average what the network says with what it says of the mirrored photo.
         source (str): For a P-GNN, the head whose maps are taken: :obj:`"graph"`, the one after the
@@ -39,8 +42,7 @@ class MapConfig:
         group_size (int): Photos in a group, as in training.
         propagate (str): Completion of the maps by evidence from other positions and photos, see
             :func:`~pgnn_geo.labels.propagation.propagate`.
-        propagation_partners (int): Other photos in its group form.
-        propagation_power (float): Exponent of its similarities.
+        propagation_power (float): Exponent of its similarities within a photo.
         propagation_features (str): What positions are compared by, the outputs of the last two
             stages: of the :obj:`"pretrained"` backbone that training started from, of the
             :obj:`"trained"` one, or :obj:`"auto"`: the former where there is one.
@@ -52,7 +54,7 @@ class MapConfig:
         precision (str): Of the network: :obj:`"auto"` or one of Lightning's names.
     """
 
-    size: int = 256
+    size: int | None = None
     scales: Sequence[float] = (1.0,)
     flip: bool = True
     source: Literal["graph", "backbone"] = "graph"
@@ -60,7 +62,6 @@ class MapConfig:
     partners: int = 3
     group_size: int = 3
     propagate: PropagationName = "within"
-    propagation_partners: int = 0
     propagation_power: float = 2.0
     propagation_features: Literal["auto", "pretrained", "trained"] = "auto"
     propagation_whitening: float | None = None
@@ -127,17 +128,19 @@ def attention_maps(
     device = model.backbone.device
     model.eval()
     model.backbone.set_output_stride(config.output_stride)
-    side = -(-config.size // config.output_stride)
-    owners, classes = tags.nonzero(as_tuple=True)
-    total = TaggedMaps(torch.zeros(len(owners), side, side), owners, classes, tags)
+    base = config.size or 256
+    side = -(-base // config.output_stride)
+    total = TaggedMaps.empty(tags, side)
     width = model.num_classes if before else model.backbone.out_channels
     try:
         for scale in config.scales:
-            size = max(16, round(config.size * scale / 16) * 16)
+            size = max(16, round(base * scale / 16) * 16)
             with tempfile.TemporaryDirectory(dir=scratch_folder, prefix="features-") as scratch:
                 bank = FeatureBank.build(
                     Path(scratch) / "features.npy",
-                    _outputs(model, reference, dataset, size, config, stem_folder, progress),
+                    lambda first, size=size: _outputs(  # a new folder: there is no other first
+                        model, reference, dataset, size, config, stem_folder, progress
+                    ),
                     len(dataset),
                     {"size": size},
                 )
@@ -158,11 +161,8 @@ def attention_maps(
                     config.propagate,
                     features if ridge is None else WhitenedFeatures(features, ridge, device),
                     total.activated(scores, config.activation or model.activation),
-                    config.propagation_partners,
                     config.propagation_power,
-                    config.seed,
                     device,
-                    Path(scratch),
                 ).maps
             total.maps += F.interpolate(
                 maps[:, None], (side, side), mode="bilinear", align_corners=False

@@ -1,216 +1,200 @@
-r"""Propagation over a whole data set: class evidence of all photos completes each photo's maps."""
+r"""Message passing over all photos of a data set: layers on batches of patch graphs.
 
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+Each photo is one complete graph. Its nodes are the single positions of its feature map, or the
+cells of a coarser grid. :class:`~pgnn_geo.graph.PatchGraphBuilder` makes the
+:class:`~torch_geometric.data.Batch`, layers carry class evidence from node to node, and
+:func:`~pgnn_geo.graph.stitch` lays the nodes back to maps.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch_geometric.data import Batch
 from torch_geometric.utils import scatter
 
-from pgnn_geo.datasets import partner_groups
-from pgnn_geo.features.bank import FeatureBank
-from pgnn_geo.features.whitening import WhitenedFeatures
-from pgnn_geo.nn import ClassPrototypes
-from pgnn_geo.nn.decoder import ActivationName
-from pgnn_geo.nn.propagation import centered_unit, cosine_sums, normalized
+from pgnn_geo.graph import PatchGraphBuilder, stitch
+from pgnn_geo.labels.tagged_maps import TaggedMaps
+from pgnn_geo.nn import ClassPrototypes, CongenericPropagation
 
-PropagationName = Literal["none", "within", "group", "prototypes", "both"]
+PropagationName = Literal["none", "within", "prototypes", "both"]
 
 #: Photos whose features are in memory at a time. With 16 the system's page faults for fresh memory
 #: take several times as long as the prototypes' arithmetic.
 CHUNK = 4
 
 
-@dataclass
-class TaggedMaps:
-    """Attention maps of the tagged classes of :math:`M` photos, one row each.
+class Features(Protocol):
+    """Feature maps :math:`(M, C, h, w)` that are read some photos at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """:math:`(M, C, h, w)`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Tensor) -> Tensor: ...
+
+
+class PhotoGraphs(NamedTuple):
+    """The graphs of a few photos, one each."""
+
+    photos: Tensor  #: numbers of the photos :math:`(b)`
+    batch: Batch  #: their graphs, :math:`V` nodes in all
+    x: Tensor  #: what nodes are compared by :math:`(V, C)`: the mean feature of their positions
+    tags: Tensor  #: tags of each node's photo :math:`(V, K)`, bool
+
+    def nodes(self, maps: Tensor) -> Tensor:
+        """Return maps :obj:`[b, K, h, w]` as values of the nodes :obj:`[V, K]`."""
+        builder = PatchGraphBuilder(grid=self.batch.shared_geometry().grid)
+        return _means(builder(maps.to(self.x.device), images_per_group=1))
+
+    def maps(self, values: Tensor) -> Tensor:
+        """Return values of the nodes :obj:`[V, K]` as maps :obj:`[b, K, h, w]`."""
+        batch = copy.copy(self.batch)
+        batch.x = values[:, :, None, None].expand(-1, -1, *self.batch.x.shape[2:])
+        return stitch(batch)
+
+    def normalized(self, values: Tensor) -> Tensor:
+        """Divide values of the nodes :obj:`[V, K]` by their maximum in each photo."""
+        image = self.batch.image_batch
+        peak = scatter(values, image, 0, len(self.photos), reduce="max")
+        return values / peak.clamp(min=torch.finfo(values.dtype).tiny)[image]
+
+
+#: A step of message passing: from the graphs and the evidence at their nodes :obj:`[V, K]`, in
+#: :math:`[0, 1]`, to new evidence of any positive scale; only that of the photos' tags is kept.
+Step = Callable[[PhotoGraphs, Tensor], Tensor]
+
+
+def photo_graphs(
+    features: Features, tags: Tensor, grid: int | None = None, device: torch.device | str = "cpu"
+) -> Iterator[PhotoGraphs]:
+    """Yield the graphs of all photos, a few at a time.
 
     Args:
-        maps (torch.Tensor): Maps :obj:`[R, h, w]` in :math:`[0, 1]`.
-        owners (torch.Tensor): Photo of each row :obj:`[R]`, sorted.
-        classes (torch.Tensor): Class of each row :obj:`[R]`, 0 to K - 1.
-        tags (torch.Tensor): Multi-hot tags :obj:`[M, K]`, bool; row :obj:`r` is its
-            :obj:`r`-th nonzero entry.
+        features (Features): The feature maps, squares.
+        tags (torch.Tensor): Multi-hot tags :obj:`[M, K]`.
+        grid (int, optional): Patches per side; single positions if not given.
+        device (torch.device or str): Where the graphs are wanted. (default: :obj:`"cpu"`)
     """
+    builder = PatchGraphBuilder(grid=grid or features.shape[-1])
+    for photos in torch.arange(len(features)).split(CHUNK):
+        batch = builder(features[photos].to(device), images_per_group=1)
+        image_tags = tags[photos].bool().to(device)
+        yield PhotoGraphs(photos, batch, _means(batch), image_tags[batch.image_batch])
 
-    maps: Tensor
-    owners: Tensor
-    classes: Tensor
-    tags: Tensor
 
-    def dense(self, photos: Tensor) -> Tensor:
-        """Return :obj:`[b, K, h, w]` for photos :obj:`[b]`, zero for classes they do not have."""
-        rows = self.row(photos)
-        return torch.where(
-            (rows >= 0)[..., None, None], self.maps[rows.clamp(min=0)], self.maps.new_zeros(())
-        )
+def _means(batch: Batch) -> Tensor:
+    x: Tensor = batch.x
+    return x.flatten(1) if x.shape[2:] == (1, 1) else x.mean(dim=(2, 3))
 
-    def row(self, photos: Tensor) -> Tensor:
-        """Return the row of every photo and class :obj:`[b, K]`, -1 where there is none."""
-        tags = self.tags[photos]
-        first = torch.searchsorted(self.owners.contiguous(), photos)
-        return torch.where(tags, first[:, None] + tags.cumsum(1) - 1, -1)
 
-    def activated(self, scores: Tensor, activation: ActivationName) -> "TaggedMaps":
-        """Return the maps of scores :obj:`[R, h, w]`; only a photo's own classes compete."""
-        if activation == "relu":
-            return self.with_maps(scores.relu())
-        scores = scores if scores.dtype == torch.float64 else scores.float()
-        # The background's score is zero; the largest is taken off: no exponential overflows.
-        peak = scatter(scores, self.owners, 0, len(self.tags), reduce="max").clamp(min=0)
-        weight = (scores - peak[self.owners]).exp()
-        total = (-peak).exp().index_add_(0, self.owners, weight)
-        return self.with_maps(weight / total[self.owners])
+@torch.no_grad()
+def complete(
+    features: Features,
+    start: TaggedMaps,
+    steps: Sequence[Step],
+    grid: int | None = None,
+    device: torch.device | str = "cpu",
+) -> TaggedMaps:
+    """Take the evidence of all photos through steps of message passing, one photo at a time.
 
-    def with_maps(self, maps: Tensor) -> "TaggedMaps":
-        """Return the same rows with other maps, each divided by its maximum."""
-        peak = maps.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
-        return TaggedMaps(maps / peak, self.owners, self.classes, self.tags)
+    The evidence is divided by its maximum in each photo and class after every step. Memory does not
+    grow with the number of photos, but for the maps.
+
+    Args:
+        features (Features): Features of all photos.
+        start (TaggedMaps): Their evidence to begin with.
+        steps (sequence of Step): For example :func:`within` of a layer.
+        grid, device: See :func:`photo_graphs`.
+    """
+    rows = torch.empty_like(start.maps)
+    for graphs in photo_graphs(features, start.tags, grid, device):
+        values = graphs.nodes(start.dense(graphs.photos))
+        for step in steps:
+            values = graphs.normalized(step(graphs, values) * graphs.tags)
+        start.put(rows, graphs.photos, graphs.maps(values))
+    return start.with_maps(rows)
+
+
+def within(layer: CongenericPropagation) -> Step:
+    """The step in which a node collects evidence from the similar nodes of its photo."""
+
+    def step(graphs: PhotoGraphs, values: Tensor) -> Tensor:
+        return layer(values, graphs.x, batch=graphs.batch.batch)
+
+    return step
+
+
+def from_prototypes(prototypes: ClassPrototypes) -> Step:
+    """The step in which a node reads the prototypes of its classes."""
+
+    def step(graphs: PhotoGraphs, values: Tensor) -> Tensor:
+        return prototypes.score(graphs.x)
+
+    return step
+
+
+def fit_prototypes(
+    features: Features,
+    start: TaggedMaps,
+    mean: Tensor,
+    threshold: float = 0.3,
+    grid: int | None = None,
+    device: torch.device | str = "cpu",
+) -> ClassPrototypes:
+    """Return one more node per class, to which the nodes of all photos have passed their features.
+
+    Args:
+        features (Features): Features of all photos.
+        start (TaggedMaps): The evidence that weighs them.
+        mean (torch.Tensor): Their mean :obj:`[C]`, see :func:`mean_features`.
+        threshold (float): See :class:`~pgnn_geo.nn.ClassPrototypes`. (default: :obj:`0.3`)
+        grid, device: See :func:`photo_graphs`.
+    """
+    prototypes = ClassPrototypes(start.tags.size(1), features.shape[1], threshold, mean).to(device)
+    for graphs in photo_graphs(features, start.tags, grid, device):
+        values = graphs.nodes(start.dense(graphs.photos))
+        prototypes.update(graphs.x, values, graphs.tags.to(values))
+    return prototypes
+
+
+def mean_features(features: Features, device: torch.device | str = "cpu") -> Tensor:
+    """Return the mean feature of every photo, :obj:`[M, C]`, on the CPU."""
+    means = [
+        features[photos].to(device).mean(dim=(2, 3)).cpu()
+        for photos in torch.arange(len(features)).split(CHUNK)
+    ]
+    return torch.cat(means)
 
 
 def propagate(
     kind: PropagationName,
-    features: FeatureBank | WhitenedFeatures,
+    features: Features,
     start: TaggedMaps,
-    partners: int = 10,
     power: float = 1.0,
-    seed: int = 0,
     device: torch.device | str = "cpu",
-    scratch_folder: Path | None = None,
 ) -> TaggedMaps:
-    r"""Complete attention maps by class evidence that travels along similar features.
-
-    The memory it takes does not grow with the number of photos or partners, but for the maps and
-    the partners' numbers: features of 4 photos are read at a time, and of 4 partners at a quarter
-    of the size, and similarities are made in blocks of at most 16 MiB.
+    """Complete attention maps by class evidence that travels along similar features.
 
     Args:
         kind (str): :obj:`"none"`; :obj:`"within"`: among the positions of one photo;
-            :obj:`"group"`: among those of the photo and of :obj:`partners` others of the class;
             :obj:`"prototypes"`: from all photos of the data set at once, the linear form;
-            :obj:`"both"`: prototypes, then the group form on their maps.
-        features (FeatureBank or WhitenedFeatures): Features :obj:`[M, C, h, w]` of all photos.
+            :obj:`"both"`: prototypes, then within each photo.
+        features (Features): Features :obj:`[M, C, h, w]` of all photos, squares.
         start (TaggedMaps): The maps to complete.
-        partners (int): Other photos in the group form; with 0 it is :obj:`"within"`.
-            (default: :obj:`10`)
-        power (float): Exponent of the similarity :obj:`"within"` and in the group form.
-            (default: :obj:`1.0`)
-        seed (int): Seed of the choice of partners. (default: :obj:`0`)
+        power (float): Exponent of the similarity within a photo. (default: :obj:`1.0`)
         device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
-        scratch_folder (Path, optional): Where the group form puts features of :obj:`2 x 2`
-            positions each for the time of the call: :math:`M C h w / 2` bytes. The system's
-            temporary folder if not given.
     """
     if kind == "none":
         return start
-    prototypes = _mean_feature(features, start, device)
+    mean, steps = mean_features(features, device).mean(dim=0), list[Step]()
     if kind in ("prototypes", "both"):
-        start = _from_prototypes(prototypes, features, start, device)
-    if kind in ("within", "group", "both"):
-        count = 0 if kind == "within" else partners
-        with tempfile.TemporaryDirectory(dir=scratch_folder, prefix="partners-") as scratch:
-            pooled = _pooled(prototypes.mean, features, Path(scratch), device) if count else None
-            start = _from_partners(
-                prototypes.mean, features, pooled, start, count, power, seed, device
-            )
-    return start
-
-
-def _batches(features: FeatureBank | WhitenedFeatures) -> list[Tensor]:
-    return list(torch.arange(len(features)).split(CHUNK))
-
-
-def _mean_feature(
-    features: FeatureBank | WhitenedFeatures, start: TaggedMaps, device: torch.device | str
-) -> ClassPrototypes:
-    prototypes = ClassPrototypes(start.tags.size(1), features.shape[1]).to(device)
-    for photos in _batches(features):
-        prototypes.update_mean(features[photos].to(device))
-    return prototypes
-
-
-def _from_prototypes(
-    prototypes: ClassPrototypes,
-    features: FeatureBank | WhitenedFeatures,
-    start: TaggedMaps,
-    device: torch.device | str,
-) -> TaggedMaps:
-    """Compare every position with its classes' prototypes, made from all photos."""
-    for photos in _batches(features):
-        prototypes.update(
-            features[photos].to(device),
-            start.dense(photos).to(device),
-            start.tags[photos].float().to(device),
-        )
-    maps = torch.empty_like(start.maps)
-    for photos in _batches(features):
-        rows = start.row(photos)
-        scores = prototypes.score(features[photos].to(device)).to(maps)
-        maps[rows[rows >= 0]] = scores[rows >= 0]
-    return start.with_maps(maps)
-
-
-def _pooled(
-    mean: Tensor,
-    features: FeatureBank | WhitenedFeatures,
-    folder: Path,
-    device: torch.device | str,
-) -> FeatureBank:
-    """Write the centered unit features of every 2 x 2 positions, which all groups read."""
-    batches = (
-        centered_unit(F.avg_pool2d(features[photos].to(device), 2, ceil_mode=True), mean, dim=1)
-        for photos in _batches(features)
-    )
-    return FeatureBank.build(folder / "pooled.npy", batches, len(features), {})
-
-
-def _from_partners(
-    mean: Tensor,
-    features: FeatureBank | WhitenedFeatures,
-    pooled: FeatureBank | None,
-    start: TaggedMaps,
-    partners: int,
-    power: float,
-    seed: int,
-    device: torch.device | str,
-) -> TaggedMaps:
-    """Let every position collect scores from similar ones in its photo and its partners.
-
-    This is :class:`~pgnn_geo.nn.CongenericPropagation` with features that are centered once, not
-    in every group anew. Partners' features and maps are averaged over 2 x 2 positions: a quarter of
-    the work.
-    """
-    maps = torch.empty_like(start.maps)
-    evidence = F.avg_pool2d(start.maps[:, None], 2, ceil_mode=True).flatten(1)
-    groups = partner_groups(start.tags, partners=1, group_size=partners + 1, seed=seed).indices
-    rows_of = torch.arange(len(maps)).split(start.tags.sum(dim=1).tolist())
-    for photos in _batches(features):
-        units = centered_unit(features[photos].to(device), mean, dim=1)
-        for photo, unit in zip(photos.tolist(), units, strict=True):
-            own, target = rows_of[photo], _nodes(unit[None])
-            # The photo's own positions serve all its classes at once.
-            values = _with_ones(start.maps[own].flatten(1)).to(target)
-            shared = cosine_sums(target, target, values, power)  # [h w, k + 1]
-            for k, row in enumerate(own):
-                sums = shared[:, [k, -1]]
-                if pooled is not None:
-                    for some in groups[row, 1:].split(CHUNK):
-                        source = _nodes(pooled[some].to(device))
-                        scores = evidence[start.row(some)[:, start.classes[row]]]
-                        values = _with_ones(scores.view(1, -1)).to(source)
-                        sums += cosine_sums(target, source, values, power)
-                maps[row] = normalized(sums[:, 0], sums[:, 1]).view(maps.shape[1:]).to(maps)
-    return start.with_maps(maps)
-
-
-def _nodes(x: Tensor) -> Tensor:
-    """Turn positions into nodes: :obj:`[n, C, h, w]` to :obj:`[n h w, C]`."""
-    return x.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _with_ones(scores: Tensor) -> Tensor:
-    """Turn :obj:`[k, S]` into :obj:`[S, k + 1]`, the last column ones, which sum the weights."""
-    return F.pad(scores, (0, 0, 0, 1), value=1.0).t()
+        prototypes = fit_prototypes(features, start, mean, device=device)
+        steps.append(from_prototypes(prototypes))
+    if kind in ("within", "both"):
+        steps.append(within(CongenericPropagation(mean=mean, power=power).to(device)))
+    return complete(features, start, steps, device=device)

@@ -1,5 +1,7 @@
 r"""Backbone trunks: images in, one feature map at a chosen output stride out."""
 
+from enum import Enum
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -93,6 +95,18 @@ class Backbone(nn.Module):
         levels[-1] = self._finish(levels[-1])
         height, width = levels[-1].shape[-2:]
         return [F.adaptive_avg_pool2d(level, (height, width)) for level in levels]
+
+    def last_two(self, images: Tensor) -> list[Tensor]:
+        """Return the outputs of the last two stages for images in :math:`[0, 1]`.
+
+        Each is at its own stride and not scaled; which stages are frozen makes no difference.
+        """
+        x = (images - self.mean) / self.std
+        levels: list[Tensor] = []
+        for stage in self.stages:
+            x = stage(x)
+            levels = [*levels[-1:], x]
+        return [levels[0], self._finish(levels[1])]
 
     def _finish(self, x: Tensor) -> Tensor:
         """Do what follows the last stage."""
@@ -234,15 +248,34 @@ class ResNetBackbone(Backbone):
                     shortcut.stride = (stage_stride, stage_stride)
 
 
+class PackagedWeights(Enum):
+    """Weights that come with this package, for the tiny backbone.
+
+    They know drawn textures and nothing else; ``benchmarks/pretrain_textures.py`` makes them.
+    """
+
+    TEXTURES = "vgg_tiny_textures.pt"
+
+    def get_state_dict(self) -> dict[str, Tensor]:
+        """Return the weights of the stages, in float32."""
+        path = Path(__file__).with_name("weights") / self.value
+        state = torch.load(path, weights_only=True)
+        return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+#: Weights by name: torchvision's or this package's.
+Weights = WeightsEnum | PackagedWeights
+
 #: The weights that ``weights="DEFAULT"`` stands for. VGG-16: the Caffe weights that the
 #: segmentation literature fine-tunes (only the ``features`` are used, and only they are stored).
-DEFAULT_WEIGHTS: dict[str, WeightsEnum] = {
+DEFAULT_WEIGHTS: dict[str, Weights] = {
     "vgg16": VGG16_Weights.IMAGENET1K_FEATURES,
     "resnet101": ResNet101_Weights.DEFAULT,
+    "vgg_tiny": PackagedWeights.TEXTURES,
 }
 #: Features of photographs are brought to a root mean square near 1; the Caffe weights take
 #: 0..255 pixel values and answer with several hundred.
-FEATURE_SCALES: dict[WeightsEnum, float] = {VGG16_Weights.IMAGENET1K_FEATURES: 1 / 20}
+FEATURE_SCALES: dict[Weights, float] = {VGG16_Weights.IMAGENET1K_FEATURES: 1 / 20}
 
 #: A narrow VGG with batch norm that learns from scratch in a minute on a CPU: for the embedded
 #: data set and for tests.
@@ -251,14 +284,15 @@ TINY_LAYERS: list[int | str] = [16, "M", 32, "M", 64, 64, "M", 128, 128, "M"]
 BackboneName = Literal["vgg16", "resnet101", "vgg_tiny"]
 
 
-def resolve_weights(name: str, weights: str | None) -> WeightsEnum | None:
-    """Return the torchvision weights object that :obj:`weights` names.
+def resolve_weights(name: str, weights: str | None) -> Weights | None:
+    """Return the weights that :obj:`weights` names.
 
     Args:
-        name (str): :obj:`"vgg16"`, :obj:`"resnet101"` or :obj:`"vgg_tiny"` (which has none).
+        name (str): :obj:`"vgg16"`, :obj:`"resnet101"` or :obj:`"vgg_tiny"`.
         weights (str, optional): :obj:`"DEFAULT"` (see :obj:`DEFAULT_WEIGHTS`), a name of
-            torchvision's own weights enumeration such as :obj:`"IMAGENET1K_V1"`, or :obj:`None`
-            for random initialisation.
+            torchvision's own weights enumeration such as :obj:`"IMAGENET1K_V1"`, for
+            :obj:`"vgg_tiny"` :obj:`"TEXTURES"` (see :class:`PackagedWeights`), or :obj:`None` for
+            random initialisation.
 
     Raises:
         InputError: If the backbone or the weights are unknown.
@@ -267,17 +301,18 @@ def resolve_weights(name: str, weights: str | None) -> WeightsEnum | None:
         raise InputError(f"'backbone' must be one of {get_args(BackboneName)}, got {name!r}.")
     if weights is None:
         return None
-    if name not in DEFAULT_WEIGHTS:
-        raise InputError(f"Backbone {name!r} has no pretrained weights; pass weights=None.")
     if weights == "DEFAULT":
         return DEFAULT_WEIGHTS[name]
-    choices = torchvision.models.get_model_weights(name)
+    choices: Any = PackagedWeights
+    if name != "vgg_tiny":
+        choices = torchvision.models.get_model_weights(name)
     if weights not in choices.__members__:
         raise InputError(
             f"'weights' for {name} must be 'DEFAULT', None or one of "
             f"{sorted(choices.__members__)}, got {weights!r}."
         )
-    return choices[weights]
+    found: Weights = choices[weights]
+    return found
 
 
 def build_backbone(
@@ -286,11 +321,11 @@ def build_backbone(
     output_stride: int = 16,
     freeze_stages: int = 0,
 ) -> Backbone:
-    """Build a trunk whose weights come from torchvision.
+    """Build a trunk whose weights come from torchvision or, for the tiny one, from this package.
 
     Args:
         name (str): :obj:`"vgg16"` (512 channels), :obj:`"resnet101"` (2048) or :obj:`"vgg_tiny"`
-            (128, without pretrained weights). (default: :obj:`"vgg16"`)
+            (128). (default: :obj:`"vgg16"`)
         weights (str, optional): See :func:`resolve_weights`. (default: :obj:`"DEFAULT"`)
         output_stride (int): 8, 16 or 32 (not 32 for :obj:`"vgg_tiny"`). (default: :obj:`16`)
         freeze_stages (int): Number of leading stages that are not trained. (default: :obj:`0`)
@@ -299,7 +334,7 @@ def build_backbone(
         InputError: If an argument is unknown, or the weights are neither cached nor downloadable.
     """
     entry = resolve_weights(name, weights)
-    preset = entry.transforms() if entry is not None else None
+    preset = entry.transforms() if isinstance(entry, WeightsEnum) else None
     kwargs = {
         "mean": tuple(preset.mean) if preset else IMAGENET_MEAN,
         "std": tuple(preset.std) if preset else IMAGENET_STD,
@@ -313,6 +348,8 @@ def build_backbone(
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         backbone = VGGBackbone(layers, **kwargs)
+        if state is not None:
+            backbone.stages.load_state_dict(state)
     elif name == "vgg16":
         features = torchvision.models.vgg16(init_weights=state is None).features
         if state is not None:  # the classifier is not used; some weight files do not even hold it
@@ -330,12 +367,14 @@ def build_backbone(
     return backbone if state is None else backbone.freeze_norms()
 
 
-def load_weights(entry: WeightsEnum) -> dict[str, Tensor]:
-    """Return the state dict of torchvision weights, from ``TORCH_HOME`` or the network.
+def load_weights(entry: Weights) -> dict[str, Tensor]:
+    """Return a state dict: of torchvision weights from ``TORCH_HOME`` or the network.
 
     Raises:
         InputError: If the file is not in the cache and cannot be downloaded, or is damaged.
     """
+    if isinstance(entry, PackagedWeights):
+        return entry.get_state_dict()
     try:
         return dict(entry.get_state_dict(progress=False, check_hash=True, weights_only=True))
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a bad hash a RuntimeError

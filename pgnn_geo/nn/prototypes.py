@@ -35,9 +35,9 @@ class ClassPrototypes(nn.Module):
             (default: :obj:`None`)
 
     Shapes:
-        - **features:** :math:`(B, C, h, w)`
-        - **scores:** :math:`(B, K, h, w)`, in [0, 1]
-        - **tags:** :math:`(B, K)` of zeros and ones
+        - **features:** :math:`(B, C, h, w)` of images or :math:`(|\mathcal{V}|, C)` of nodes
+        - **scores:** :math:`(B, K, h, w)` or :math:`(|\mathcal{V}|, K)`, in [0, 1]
+        - **tags:** :math:`(B, K)` or :math:`(|\mathcal{V}|, K)` of zeros and ones
         - **prototypes:** :math:`(K, C)`
     """
 
@@ -92,7 +92,7 @@ class ClassPrototypes(nn.Module):
         self._check("features", features, self.channels)
         # Within a photo in single precision: all in double took as long as the second pass.
         dtype = torch.promote_types(features.dtype, torch.float32)
-        total = features.sum(dim=(2, 3), dtype=dtype).sum(dim=0, dtype=torch.float64)
+        total = _rows(features).sum(dim=1, dtype=dtype).sum(dim=0, dtype=torch.float64)
         _check_finite("features", total)
         self.feature_sum += total
         self.feature_count += features.numel() // self.channels
@@ -119,12 +119,13 @@ class ClassPrototypes(nn.Module):
                 f"scores: got values from {scores.amin():.3g} to {scores.amax():.3g}, want [0, 1]: "
                 "divide each map by its maximum"
             )
-        x, length = centered(features.flatten(2), self.mean, dim=1)  # [B, C, hw], [B, 1, hw]
-        scores = (scores.flatten(2) * tags[:, :, None]).to(x)  # [B, K, hw]
-        background = (1 - scores.amax(dim=1, keepdim=True)).square()  # [B, 1, hw]
-        weights = torch.cat([scores * (scores > self.threshold), background], dim=1)
+        x, length = centered(_rows(features), self.mean)  # [B, hw, C], [B, hw, 1]
+        tags = tags[None] if tags.dim() == scores.dim() else tags[:, None]  # of nodes, of images
+        scores = (_rows(scores) * tags).to(x)  # [B, hw, K]
+        background = (1 - scores.amax(dim=2, keepdim=True)).square()  # [B, hw, 1]
+        weights = torch.cat([scores * (scores > self.threshold), background], dim=2)
         # Dividing the weights by the lengths spares a pass over the features.
-        sums = (weights / length @ x.mT).double().sum(dim=0)  # [K + 1, C]
+        sums = ((weights / length).mT @ x).double().sum(dim=0)  # [K + 1, C]
         _check_finite("features", sums)
         self.class_sum += sums[:-1]
         self.background_sum += sums[-1]
@@ -184,22 +185,31 @@ class ClassPrototypes(nn.Module):
     def score(self, features: Tensor) -> Tensor:
         r"""Compare every position with every prototype.
 
-        From :math:`(B, C, h, w)` to :math:`(B, K, h, w)`. The scores are rectified but not divided
-        by their maximum. Differentiable in the features.
+        From :math:`(B, C, h, w)` to :math:`(B, K, h, w)`, or from nodes :math:`(|\mathcal{V}|, C)`
+        to :math:`(|\mathcal{V}|, K)`. The scores are rectified but not divided by their maximum.
+        Differentiable in the features.
         """
         self._check("features", features, self.channels)
-        x, length = centered(features.flatten(2), self.mean, dim=1)
-        scores = self.prototypes().to(x) @ x / length  # [B, K, hw]
-        return scores.relu().unflatten(2, features.shape[2:])
+        x, length = centered(_rows(features), self.mean)
+        scores = (x @ self.prototypes().to(x).t() / length).relu()  # [B, hw, K]
+        return scores[0] if features.dim() == 2 else scores.mT.unflatten(2, features.shape[2:])
 
     @staticmethod
     def _check(name: str, value: Tensor, channels: int) -> None:
-        if value.dim() != 4 or value.size(1) != channels:
-            raise InputError(f"{name}: got shape {tuple(value.shape)}, want [B, {channels}, h, w]")
+        if value.dim() not in (2, 4) or value.size(1) != channels:
+            raise InputError(
+                f"{name}: got shape {tuple(value.shape)}, want [B, {channels}, h, w] or "
+                f"[V, {channels}]"
+            )
 
     def extra_repr(self) -> str:
         """The sizes that the prototypes were made with."""
         return f"{self.num_classes}, {self.channels}, threshold={self.threshold}"
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return maps :obj:`[B, C, h, w]` as :obj:`[B, h w, C]`, nodes :obj:`[V, C]` as one image."""
+    return x[None] if x.dim() == 2 else x.flatten(2).mT
 
 
 def _check_finite(name: str, total: Tensor) -> None:

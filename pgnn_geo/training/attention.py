@@ -12,13 +12,14 @@ from torch import Tensor
 
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
-from pgnn_geo.features.stems import Progress, no_progress
+from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.graph.geometry import patch_class
 from pgnn_geo.graph.node_boxes import NodeBoxes
 from pgnn_geo.labels import AttentionStore
 from pgnn_geo.labels.maps import MapConfig
 from pgnn_geo.losses import SeedingLoss, classification_loss
 from pgnn_geo.nn import PGNN, PGNNOutput
+from pgnn_geo.nn.decoder import activate
 from pgnn_geo.precision import Precision
 from pgnn_geo.training.complementary import (
     DEFAULTS,
@@ -43,12 +44,14 @@ class AttentionTrainingConfig:
         completion_epochs (int): Epochs after those in which the network is trained toward its own
             maps, completed by :obj:`completion`, see :class:`~pgnn_geo.losses.SeedingLoss`.
         completion (MapConfig): How these maps are inferred and propagated; with precision
-            :obj:`"auto"`, in that of the training.
+            :obj:`"auto"`, in that of the training, and without a size, in its size.
         foreground (float): Reference above which a class is seen in those epochs.
         background (float): Reference below which there is background; between, nothing is learned.
         node_classes (str): Classes of the graph's nodes, see :class:`~pgnn_geo.nn.PGNN`:
-            :obj:`"none"`: all background; :obj:`"references"`: in those epochs, those that the
-            completed maps give the patches, and at labelling those of the head before the graph.
+            :obj:`"none"`: all background; :obj:`"previous"`: from the second epoch on, those that
+            the previous epoch's maps give the patches; :obj:`"references"`: in the epochs toward
+            completed maps, those that these give them. At labelling, in either case, those of the
+            head before the graph.
         complementary (str): Loss of the first :obj:`epochs`: :obj:`"off"`, the classification loss,
             or a mode of :class:`~pgnn_geo.losses.SoftComplementaryLoss`.
         complementary_loss (ComplementaryConfig): Its parameters.
@@ -73,7 +76,7 @@ class AttentionTrainingConfig:
     completion: MapConfig = COMPLETION
     foreground: float = 0.5
     background: float = 0.3
-    node_classes: Literal["none", "references"] = "none"
+    node_classes: Literal["none", "references", "previous"] = "none"
     complementary: ComplementaryName = "off"
     complementary_loss: ComplementaryConfig = DEFAULTS
     size: int = 256
@@ -97,10 +100,10 @@ class AttentionTrainingConfig:
 
     @property
     def completion_maps(self) -> MapConfig:
-        """Return :obj:`completion`, its precision settled."""
-        if self.completion.precision == "auto":
-            return replace(self.completion, precision=self.precision)
-        return self.completion
+        """Return :obj:`completion`, its size and precision settled."""
+        maps = self.completion
+        precision = self.precision if maps.precision == "auto" else maps.precision
+        return replace(maps, size=maps.size or self.size, precision=precision)
 
 
 class AttentionModule(LightningModule):
@@ -139,10 +142,12 @@ class AttentionModule(LightningModule):
         self.complementary = None if off else config.complementary_loss.build(config.complementary)
         self.previous = previous
         self.references: AttentionStore | None = None
-        if config.node_classes == "references" and len(model.blocks) > 0:
+        if config.node_classes != "none" and len(model.blocks) > 0:
             if model.builder.grid is None:
-                raise InputError("node_classes='references' needs a grid; boxes have classes")
-            if not config.completion_epochs:
+                raise InputError(
+                    f"node_classes='{config.node_classes}' needs a grid; boxes have classes"
+                )
+            if config.node_classes == "references" and not config.completion_epochs:
                 raise InputError("node_classes='references' needs completion_epochs of 1 or more")
         if model.needs_boxes != (boxes is not None):
             raise InputError(
@@ -176,8 +181,16 @@ class AttentionModule(LightningModule):
         return loss
 
     def _tag_loss(self, batch: dict[str, Any], features: Tensor) -> Tensor:
+        if self.previous is not None and self.config.node_classes == "previous":
+            reference = self.previous.reference(batch, features.shape[2:])
+            if reference is not None and self.model.builder.grid is not None:
+                node_class = patch_class(reference, self.model.builder.grid)
+                batch = {**batch, "node_class": node_class.to(features.device)}
         output = self.model.forward_features(features, **graph_of(batch))
         if self.complementary is None:
+            if self.previous is not None:
+                attention = activate(output.scores, "relu", batch["tags"])
+                self.previous.keep(batch, attention, self.config.group_size)
             return classification_loss(output.logits, batch["tags"], output.backbone_logits)
         terms = complementary_terms(
             self.complementary,
@@ -275,7 +288,7 @@ def train_attention(
     folder = stem_folder or out / "stems"
     callbacks: list[Callback] = []
     previous = None
-    if config.complementary == "erase":
+    if config.complementary == "erase" or config.node_classes == "previous":
         previous = PreviousMaps(dataset, config.epochs, config.complementary_loss, out / "previous")
         callbacks.append(previous)
     if config.completion_epochs:
@@ -326,4 +339,6 @@ def train_attention(
     )
     if config.completion_epochs:  # what the seeding loss taught the scores to mean
         model.set_activation("softmax")
+    if config.node_classes == "previous":
+        model.set_node_classes("maps")
     return model.eval()

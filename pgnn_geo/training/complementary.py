@@ -1,6 +1,7 @@
 """The soft-complementary loss as an option of stage 1, and the previous epoch's maps it erases."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -71,7 +72,7 @@ DEFAULTS = ComplementaryConfig()
 
 
 class PreviousMaps(Callback):
-    """Keeps the maps of past epochs for adversarial erasing.
+    """Keeps the maps of past epochs, for adversarial erasing and for the classes of patches.
 
     During epoch :math:`e` the maps after :math:`e` epochs are read, and a copy of them is written
     to, each photo once, as the anchor of its group; so the order of the photos does not matter.
@@ -103,6 +104,19 @@ class PreviousMaps(Callback):
     def unfinished(self) -> Path:
         """Where the maps of the epoch that runs are written."""
         return self.folder / ".unfinished"
+
+    def reference(self, batch: dict[str, Any], size: Sequence[int]) -> Tensor | None:
+        """Return the previous maps :math:`(B, K, h, w)` of what a batch shows."""
+        if self.read is None:
+            return None
+        return self.read.read(*photo_view(batch, self.read.sizes), size=size)
+
+    def keep(self, batch: dict[str, Any], attention: Tensor, group_size: int) -> None:
+        """Write the maps of the anchors of a batch's groups."""
+        if self.write is not None:
+            view = photo_view(batch, self.write.sizes)
+            rows, crop, flip = (part[::group_size] for part in view)
+            self.write.write(rows, attention[::group_size], crop, flip)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the previous maps, and a copy for the new ones."""
@@ -167,9 +181,9 @@ def complementary_terms(
     tags, graph = batch["tags"], graph_of(batch)
     attention = activate(output.scores, "relu", tags)
     reference = None
-    if previous is not None and previous.read is not None and epoch >= loss.warmup:
-        view = photo_view(batch, previous.read.sizes)
-        reference = previous.read.read(*view, size=attention.shape[2:]).to(attention.device)
+    if previous is not None and loss.mode == "erase" and epoch >= loss.warmup:
+        reference = previous.reference(batch, attention.shape[2:])
+        reference = None if reference is None else reference.to(attention.device)
     terms = loss(
         attention,
         output.logits,
@@ -181,7 +195,6 @@ def complementary_terms(
         reference=reference,
         epoch=epoch,
     )
-    if previous is not None and previous.write is not None:
-        rows, crop, flip = (part[::group_size] for part in photo_view(batch, previous.write.sizes))
-        previous.write.write(rows, attention[::group_size], crop, flip)
+    if previous is not None:
+        previous.keep(batch, attention, group_size)
     return terms

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from pgnn_geo.datasets import TaggedDataset
-from pgnn_geo.features.stems import Progress, no_progress
+from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.graph.node_boxes import NodeBoxes
 from pgnn_geo.labels import AttentionStore
 from pgnn_geo.labels.maps import MapConfig, attention_maps

@@ -3,11 +3,9 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
@@ -19,12 +17,13 @@ from torch.utils.data import DataLoader, DistributedSampler
 from pgnn_geo.datasets import Item, TaggedDataset, TrainTransform
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import FeatureBank
-from pgnn_geo.features.stems import Progress, no_progress
+from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.io.masks import IGNORE
 from pgnn_geo.nn.deeplab import DeepLabV2, HeadName, upsample_logits
 from pgnn_geo.precision import Precision, check_devices, resolve_precision
 from pgnn_geo.training.fitting import fit
 from pgnn_geo.training.stem_crops import StemCrops, padded_stems
+from pgnn_geo.training.stems import SeededItems, SeededOrder
 
 RecipeName = Literal["short", "deeplab"]
 
@@ -179,8 +178,8 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
 class SegmentationData(LightningDataModule):
     """The photos and their label images of the moment, drawn anew in each epoch.
 
-    Order and augmentation depend on the seed and the epoch only, so that a run which was cut off
-    continues as it would have done.
+    Order and augmentation depend on the seed, the epoch and the rank only, not on the number of
+    loader processes; a run which was cut off continues as it would have done.
 
     Args:
         dataset (TaggedDataset): Photos whose masks are the labels to learn. It may be replaced
@@ -209,13 +208,14 @@ class SegmentationData(LightningDataModule):
             self.dataset, trainer.world_size, trainer.global_rank, seed=config.seed
         )
         sampler.set_epoch(trainer.current_epoch)
+        photos = self.stem_crops or self.dataset.with_transform(config.transform)
+        key = (config.seed, trainer.current_epoch, trainer.global_rank)
         return DataLoader(
-            self.stem_crops or self.dataset.with_transform(config.transform),
+            SeededItems(photos),
             batch_size=config.batch_size,
-            sampler=sampler,
+            sampler=SeededOrder(sampler, key),
             num_workers=config.workers,
             collate_fn=_collate,
-            worker_init_fn=partial(_seed, config.seed, trainer.current_epoch, trainer.global_rank),
             generator=torch.Generator(),  # an iterator takes nothing from the chance of training
         )
 
@@ -377,12 +377,6 @@ def _collate(items: list[Item]) -> dict[str, Tensor]:
         for name in ("image", "stem", "mask")
         if name in items[0]
     }
-
-
-def _seed(seed: int, epoch: int, rank: int, worker: int) -> None:
-    """Seed torch, the source of all chance here, for one epoch of one loader process."""
-    entropy = (seed, epoch, rank, worker + 1)
-    torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
 
 def _rescale(images: Tensor, scale: float) -> Tensor:

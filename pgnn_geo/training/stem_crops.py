@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import resize_image
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import FeatureBank
-from pgnn_geo.features.stems import Progress, View, no_progress
+from pgnn_geo.features.views import Progress, View, no_progress
 from pgnn_geo.io.masks import IGNORE
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision

@@ -1,6 +1,6 @@
 """What stage 1 sees in a step: groups of same-class photos, windows of their frozen stems."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pgnn_geo.datasets import ClassGroupSampler, TaggedDataset, TrainTransform, collate_groups
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import FeatureBank
-from pgnn_geo.features.stems import Progress, View, no_progress, stem_bank
+from pgnn_geo.features.stems import stem_bank
+from pgnn_geo.features.views import Progress, View, no_progress
 from pgnn_geo.graph.node_boxes import NodeBoxes
 from pgnn_geo.labels import AttentionStore
 from pgnn_geo.nn.backbones import Backbone
@@ -83,6 +84,27 @@ class SeededItems(Dataset):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return self.dataset[index]
+
+
+class SeededOrder(Sampler[tuple[int, int]]):
+    """The items of a sampler, with a seed for each item of :class:`SeededItems`.
+
+    Args:
+        order (Sampler): Picks the items.
+        key (sequence of int): What the seeds follow from, such as a seed, an epoch and a rank.
+    """
+
+    def __init__(self, order: Sampler[int], key: Sequence[int]):
+        self.order = order
+        self.key = [number % 2**64 for number in key]
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        picked = list(self.order)
+        seeds = np.random.SeedSequence(self.key).generate_state(len(picked), np.uint64)
+        return iter(zip(picked, seeds.tolist(), strict=True))
+
+    def __len__(self) -> int:
+        return len(self.order)  # type: ignore[arg-type]
 
 
 class SeededGroups(Sampler[list[tuple[int, int]]]):
@@ -238,7 +260,9 @@ def with_boxes(batch: dict[str, Any], boxes: NodeBoxes | None, features: Tensor)
 
 def graph_of(batch: dict[str, Any]) -> dict[str, Any]:
     """The arguments of :meth:`PGNN.forward_features` that say what its graphs are made of."""
-    return {name: batch[name] for name in ("group", "boxes", "box_class") if name in batch}
+    return {
+        name: batch[name] for name in ("group", "node_class", "boxes", "box_class") if name in batch
+    }
 
 
 def empty_store(path: Path, dataset: TaggedDataset, **options: Any) -> AttentionStore:

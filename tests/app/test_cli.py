@@ -43,7 +43,9 @@ STAGE2 = [
     "--segment_train.epochs=2",
     "--segment_train.workers=0",
 ]
-RUN = [*TINY, *MAPS, *STAGE2]
+#: As the figures of these tests were made: both models, labels as they are.
+RECIPE = ["--recipe=trained", "--baseline=true", "--labels.refine=none"]
+RUN = [*RECIPE, *TINY, *MAPS, *STAGE2]
 
 
 @pytest.fixture
@@ -264,7 +266,7 @@ def test_a_folder_of_ones_own_photos(shapes_root, tmp_path, capsys):
 def test_a_run_may_end_with_the_labels(shapes_root, tmp_path, capsys):
     out = tmp_path / "run"
     options = ["--train.completion_epochs=0", "--segment=off"]
-    main(["run", f"--root={shapes_root}", f"--out={out}", *TINY, *MAPS, *options])
+    main(["run", *RECIPE, f"--root={shapes_root}", f"--out={out}", *TINY, *MAPS, *options])
     metrics = json.loads((out / "metrics.json").read_text())
     assert "pgnn" in metrics and not {"pseudo_labels", "segmentation"} & metrics.keys()
     assert not (out / "segmentation").exists()

@@ -42,7 +42,8 @@ TINY = [
     "--segment=off",
 ]
 MAPS = ["--maps.size=64", "--maps.partners=1"]
-RUN = [*TINY, *MAPS, "--patches=boxes", "--box_size=3"]
+RECIPE = ["--recipe=trained", "--baseline=true", "--labels.refine=none"]
+RUN = [*RECIPE, *TINY, *MAPS, "--patches=boxes", "--box_size=3"]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_boxes_of_the_maps_of_the_cam(from_attention, photos):
     assert metrics["supervision"] == ["tags: csv (voc train)"]
     model = load_attention_model(from_attention / "pgnn" / "model.pt").model
     assert model.config["box_size"] == 3 and model.config["top_k"] == 2
-    cam, _, ledger = load_attention_model(from_attention / "cam" / "model.pt")
+    cam, _, ledger, _ = load_attention_model(from_attention / "cam" / "model.pt")
     assert cam.config["box_size"] is None and cam.config["layers"] == 0
 
     maps = replace(AttentionTrainingConfig().completion, size=64)
@@ -224,7 +225,14 @@ def test_mistakes_come_before_any_work(shapes_root, photos, drawn, tmp_path, mon
 
 
 def test_without_a_graph_there_is_nothing_to_set_of_it(shapes_root, tmp_path, capsys):
-    command = ["run", f"--root={shapes_root}", f"--out={tmp_path / 'out'}", *TINY, *MAPS]
+    command = [
+        "run",
+        f"--root={shapes_root}",
+        f"--out={tmp_path / 'out'}",
+        "--recipe=trained",
+        *TINY,
+        *MAPS,
+    ]
     for option, name in (("--network.grid=2", "grid"), ("--network.layers=0", "layers")):
         assert f"--network.{name} is of the patch graph" in error_of(capsys, *command, option)
     error = error_of(capsys, *command, "--train.node_classes=references")
@@ -234,13 +242,13 @@ def test_without_a_graph_there_is_nothing_to_set_of_it(shapes_root, tmp_path, ca
 def test_the_patch_graph_is_there_if_it_is_asked_for(shapes_root):
     data, network = DataConfig("voc", str(shapes_root)), ModelConfig("vgg_tiny", None, layers=2)
     for patches_, layers in (("none", 0), ("grid", 2), (BoxConfig(top_k=4), 2)):
-        config = RunConfig(data, network, patches=patches_)
+        config = RunConfig(data, "trained", network=network, patches=patches_)
         model = config.build_network("pgnn", 5)
         assert len(model.blocks) == model.config["layers"] == layers
         assert model.top_k == (4 if config.boxes else None)
         assert config.build_network("cam", 5).config["layers"] == 0
     with pytest.raises(InputError, match="want 'none', 'grid' or a BoxConfig"):
-        RunConfig(data, network, patches="boxes")  # not a grid by mistake
+        RunConfig(data, "trained", network=network, patches="boxes")  # not a grid by mistake
 
 
 def _no_opencv():
@@ -251,7 +259,7 @@ def test_the_detector_of_a_run_has_its_backbone_and_seed(shapes_root):
     network = ModelConfig("vgg_tiny", None, 1, 8)
     train = AttentionTrainingConfig(seed=3, workers=0, precision="32-true")
     data = DataConfig("voc", str(shapes_root))
-    config = RunConfig(data, network, train, patches=BoxConfig("detector"))
+    config = RunConfig(data, "trained", network=network, train=train, patches=BoxConfig("detector"))
     found = patches.detector_config(config)
     assert found.data == data and found.train.seed == 3 and found.train.workers == 0
     assert found.train.precision == found.boxes.precision == "32-true"

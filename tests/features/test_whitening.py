@@ -14,7 +14,7 @@ def bank(tmp_path):
     mixed = rng.normal(size=(20, 3, 4, 5)).transpose(0, 2, 3, 1) @ rng.normal(size=(3, 3))
     features = (mixed * [1, 10, 0.1] + [3, -5, 1]).transpose(0, 3, 1, 2)
     batches = torch.from_numpy(features).float().split(7)
-    return FeatureBank.build(tmp_path / "features.npy", batches, 20, {})
+    return FeatureBank.build(tmp_path / "features.npy", lambda first: batches, 20, {})
 
 
 def rows(features):
@@ -43,7 +43,7 @@ def test_ridge_keeps_what_is_weak_small(bank):
 
 def test_constant_features_are_no_direction(tmp_path):
     batches = torch.ones(2, 3, 2, 2).split(1)
-    bank = FeatureBank.build(tmp_path / "features.npy", batches, 2, {})
+    bank = FeatureBank.build(tmp_path / "features.npy", lambda first: batches, 2, {})
     with pytest.raises(InputError, match="all the same"):
         WhitenedFeatures(bank)
 

@@ -22,8 +22,10 @@ def model():
 
 def test_a_loaded_model_answers_the_same(model, tmp_path):
     images = torch.rand(3, 3, 64, 64)
-    save_attention_model(tmp_path / "model.pt", model, ("a", "b", "c"), LEDGER)
-    loaded, classes, ledger = load_attention_model(tmp_path / "model.pt")
+    said = {"labels": {"background": 0.3}}
+    save_attention_model(tmp_path / "model.pt", model, ("a", "b", "c"), LEDGER, said)
+    loaded, classes, ledger, labelling = load_attention_model(tmp_path / "model.pt")
+    assert labelling == said
     assert classes == ("a", "b", "c") and ledger == LEDGER
     assert loaded.config == model.config and not loaded.training
     torch.testing.assert_close(loaded(images).scores, model(images).scores, rtol=0, atol=0)
@@ -50,6 +52,9 @@ def test_bad_files(model, tmp_path):
     save_attention_model(path, model, ("a", "b", "c"), LEDGER)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match="not a readable model file"):
+        load_attention_model(path)
+    torch.save({"format": "pgnn_geo attention model 1"}, path)
+    with pytest.raises(InputError, match="older versions have to be trained anew"):
         load_attention_model(path)
     torch.save({"format": "other"}, path)
     with pytest.raises(InputError, match="not an attention model"):

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from pgnn_geo.boxes import ImageBoxes, PhotoBoxes
 from pgnn_geo.datasets import Shapes, SquareTransform, partner_groups
 from pgnn_geo.errors import InputError
-from pgnn_geo.features.stems import View, stem_bank
+from pgnn_geo.features.stems import stem_bank
+from pgnn_geo.features.views import View
 from pgnn_geo.graph.geometry import patch_class
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.labels.maps import MapConfig, attention_maps

@@ -126,7 +126,7 @@ def test_frozen_norms_keep_their_statistics():
     [
         ({"name": "alexnet"}, "alexnet"),
         ({"name": "vgg16", "weights": "IMAGENET21K"}, "IMAGENET1K_FEATURES"),
-        ({"name": "vgg_tiny", "weights": "DEFAULT"}, "no pretrained weights"),
+        ({"name": "vgg_tiny", "weights": "IMAGENET1K_V1"}, "TEXTURES"),
         ({"name": "vgg16", "weights": None, "output_stride": 4}, "8, 16, 32"),
         ({"name": "vgg_tiny", "weights": None, "output_stride": 32}, "8, 16"),
         ({"name": "vgg16", "weights": None, "freeze_stages": 9}, "0..5"),

@@ -175,6 +175,15 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(shapes, tmp_path, cap
     assert torch.equal(again.head.branches[0][0].weight, states[0]["head.branches.0.0.weight"])
 
 
+def test_draws_do_not_depend_on_the_number_of_workers(shapes, tmp_path):
+    networks = [
+        train_segmentation(tiny(), shapes, tmp_path / str(n), replace(CONFIG, epochs=1, workers=n))
+        for n in (0, 2)
+    ]
+    one, other = (network.state_dict() for network in networks)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_bfloat16_trains_in_channels_last(shapes, tmp_path):
     class Layout(Callback):
         seen = None

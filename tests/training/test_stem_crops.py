@@ -9,7 +9,7 @@ from torch import Tensor
 from pgnn_geo.datasets import TaggedDataset, TaggedFolder
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import FeatureBank
-from pgnn_geo.features.stems import View
+from pgnn_geo.features.views import View
 from pgnn_geo.io.masks import IGNORE, save_mask
 from pgnn_geo.nn import build_backbone
 from pgnn_geo.training.stem_crops import StemCrops, padded_stems
@@ -41,8 +41,8 @@ def means(dataset: TaggedDataset, folder: Path) -> tuple[FeatureBank, ...]:
     for flip in (False, True):
         shown = dataset.with_transform(View(SIZE, flip, pad=True).transform)
         images = torch.stack([item["image"].as_subclass(Tensor) for item in shown])
-        path = folder / f"stem-{flip}.npy"
-        banks.append(FeatureBank.build(path, [F.avg_pool2d(images, STRIDE)], len(shown), {}))
+        path, pooled = folder / f"stem-{flip}.npy", F.avg_pool2d(images, STRIDE)
+        banks.append(FeatureBank.build(path, lambda first, pooled=pooled: [pooled], len(shown), {}))
     return tuple(banks)
 
 

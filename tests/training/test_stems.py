@@ -38,7 +38,7 @@ def ramps(shapes, tmp_path_factory) -> tuple[FeatureBank, FeatureBank]:
     rows, tmp_path = ramp.expand(len(shapes), -1, -1, -1), tmp_path_factory.mktemp("ramps")
     names = {"as-it-is": rows, "mirrored": rows.flip(-1)}
     return tuple(
-        FeatureBank.build(tmp_path / f"{name}.npy", [x], len(shapes), {})
+        FeatureBank.build(tmp_path / f"{name}.npy", lambda first, x=x: [x], len(shapes), {})
         for name, x in names.items()
     )
 

@@ -14,7 +14,7 @@ from pgnn_geo.boxes.image_boxes import boxes_to_view
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import FeatureBank
-from pgnn_geo.features.stems import Progress, View, no_progress
+from pgnn_geo.features.views import Progress, View, no_progress
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision
 from pgnn_geo.training.stems import SeededItems, stem_banks

@@ -23,7 +23,7 @@ from pgnn_geo.boxes.training.box_views import BoxViewData, box_view_dataset
 from pgnn_geo.boxes.weak_detector import WeakDetector, WeakDetectorOutput
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
-from pgnn_geo.features.stems import Progress, no_progress
+from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.precision import Precision
 from pgnn_geo.training.fitting import adamw, fit
 from pgnn_geo.training.stems import tags_of

@@ -13,7 +13,7 @@ from pgnn_geo.boxes.training.detector import DetectorModule, DetectorTrainingCon
 from pgnn_geo.boxes.weak_detector import WeakDetector, select_boxes
 from pgnn_geo.datasets import Shapes, TaggedDataset
 from pgnn_geo.errors import InputError
-from pgnn_geo.features.stems import View, photo_batches
+from pgnn_geo.features.views import View, photo_batches
 from pgnn_geo.io.ledger import SupervisionLedger
 
 CONFIG = DetectorTrainingConfig(

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pgnn_geo.app import pipeline
+from pgnn_geo.app import labelling
 from pgnn_geo.app.config_changes import LabelConfigChanges, MapConfigChanges
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.io.checkpoint import save_attention_model
@@ -25,10 +25,10 @@ def test_labelling_takes_the_gpu_if_there_is_one(
         devices.append(model.backbone.device.type)
         return [torch.zeros(int(tags.sum()), 4, 4) for tags in dataset.tags]
 
-    monkeypatch.setattr(pipeline, "attention_maps", maps)
-    monkeypatch.setattr(pipeline, "default_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(labelling, "attention_maps", maps)
+    monkeypatch.setattr(labelling, "default_device", lambda: torch.device("meta"))
     settings = MapConfigChanges(), LabelConfigChanges()
-    pipeline.label(path, dataset, tmp_path / "labels", *settings, stems=None)
+    labelling.label(path, dataset, tmp_path / "labels", *settings, cache=None)
     assert devices == ["meta"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert default_device().type == "cuda"

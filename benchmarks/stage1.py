@@ -1,0 +1,161 @@
+"""How good are labels from frozen features, step by step, and what do they cost?
+
+    python benchmarks/stage1.py --root VOCdevkit/VOC2012 --classes cat,cow,dog,horse,person,sheep \
+        --out runs/stage1 --backgrounds 0.4 0.5 0.6
+
+Learns evidence from the tags of the photos of a split, as a recipe says, and scores the label
+images of each step on the same photos, as they are and refined. The scores at the recipe's own
+background are the result; `--backgrounds` tries others, to choose on photos that are not reported:
+`--tune extra` takes those of train_aug that the split has not. Features are kept in OUT: the second
+command takes a minute. OUT/stage1.md and .json hold the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from _common import machine
+
+from pgnn_geo.app.config import LabelConfig, ModelConfig
+from pgnn_geo.app.labelling import label_images
+from pgnn_geo.app.recipes import recipe_file
+from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.datasets.config import DataConfig
+from pgnn_geo.features import FrozenFeatureConfig, frozen_features
+from pgnn_geo.io.files import atomic_write
+from pgnn_geo.io.run_folder import progress
+from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, fit_evidence
+from pgnn_geo.labels.tagged_maps import TaggedMaps
+from pgnn_geo.metrics import ConfusionMatrix
+from pgnn_geo.nn.backbones import build_backbone
+
+STEPS = ("evidence", "prototypes", "classifier")
+
+
+def photos_of(args: argparse.Namespace) -> TaggedDataset:
+    """The photos, with true masks to measure on."""
+    config = DataConfig("voc", args.root, args.split, args.classes)
+    photos = config.build(with_masks=True)
+    if args.tune is None:
+        return photos
+    larger = replace(config, split="train_aug").build(with_masks=True)
+    own = set(photos.image_ids)
+    return larger.subset([i for i, name in enumerate(larger.image_ids) if name not in own])
+
+
+class Clock:
+    """Seconds of named steps, wall clock and processor."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, tuple[float, float]] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time what is done inside."""
+        start = time.perf_counter(), time.process_time()
+        yield
+        ends = time.perf_counter() - start[0], time.process_time() - start[1]
+        self.seconds[name] = ends
+        print(f"{name}: {ends[0]:.1f} s, {ends[1]:.1f} s of processor", flush=True)
+
+
+def scores(photos: TaggedDataset, maps: TaggedMaps, labels: LabelConfig) -> dict[str, float]:
+    """mIoU, precision and recall, in per cent, of the label images of maps."""
+    assert photos.tags is not None
+    matrix = ConfusionMatrix(len(photos.classes), photos.classes)
+    attention = list(maps.maps.split(photos.tags.bool().sum(dim=1).tolist()))
+    for index, mask in enumerate(label_images(photos, attention, labels)):
+        matrix.update(mask, photos.read_mask(index), photos.image_ids[index])
+    found = matrix.compute().to_dict()
+    return {name: 100 * found[name] for name in ("miou", "precision", "recall")}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table of all columns that any row has."""
+    heads = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in rows:
+        cells = [row.get(name, "") for name in heads]
+        texts = (f"{cell:.1f}" if isinstance(cell, float) else str(cell) for cell in cells)
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Learn, measure, write the tables."""
+    cli = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    cli.add_argument("--root", required=True)
+    cli.add_argument("--split", default="train")
+    cli.add_argument("--classes")
+    cli.add_argument("--tune", choices=["extra"], help="the photos of train_aug beside the split")
+    cli.add_argument("--recipe", default="best", help="name or YAML file, of the frozen flow")
+    cli.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="of its evidence")
+    cli.add_argument("--steps", nargs="*", choices=STEPS, default=[*STEPS])
+    cli.add_argument("--refine", nargs="*", default=["none", "par"])
+    cli.add_argument("--backgrounds", nargs="*", type=float, default=[])
+    cli.add_argument("--backbone", default="vgg16")
+    cli.add_argument("--out", type=Path, required=True)
+    args = cli.parse_args()
+    recipe = yaml.safe_load(recipe_file([f"--recipe={args.recipe}"]).read_text())
+    changes = {
+        name: yaml.safe_load(value) for name, _, value in (s.partition("=") for s in args.set)
+    }
+    features = FrozenFeatureConfig(**recipe.get("features", {}))
+    evidence = EvidenceConfig(**{**recipe.get("evidence", {}), **changes})
+    labels = LabelConfig(**recipe.get("labels", {}))
+
+    photos, clock = photos_of(args), Clock()
+    assert photos.tags is not None
+    with clock.step("features"):
+        backbone = build_backbone(args.backbone, ModelConfig().weights)
+        folder = args.out / f"{args.split}{'' if args.tune is None else '-' + args.tune}"
+        bank = frozen_features(backbone, photos, folder, features, progress)
+    with clock.step("fit"):
+        model: EvidenceModel = fit_evidence(bank, photos.tags, evidence)
+    rows: list[dict[str, Any]] = []
+    for step in args.steps:
+        with clock.step(f"maps of the {step}"):
+            maps = model.maps(bank, photos.tags, step)
+        for refine in args.refine:
+            for background in dict.fromkeys([labels.background, *args.backgrounds]):
+                chosen = replace(labels, background=background, refine=refine)
+                with clock.step(f"{step}, {refine}, {background}"):
+                    found = scores(photos, maps, chosen)
+                rows.append(
+                    {"step": step, "refine": refine, "background": f"{background}", **found}
+                )
+                print("  ".join(f"{k}={v}" for k, v in rows[-1].items()), flush=True)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    costs = [
+        {"part": name, "seconds": wall, "of processor": cpu}
+        for name, (wall, cpu) in clock.seconds.items()
+    ]
+    facts = {
+        "photos": len(photos),
+        "features": asdict(features),
+        "evidence": asdict(evidence),
+        "features on disk, MB": bank.path.stat().st_size / 1e6,
+        "peak memory, MB": usage.ru_maxrss / 1e3,
+        "machine": machine("cpu"),
+    }
+    said = "\n".join(f"{name}: {value}" for name, value in facts.items())
+    with atomic_write(args.out / "stage1.md") as handle:
+        handle.write(f"{table(rows)}\n{table(costs)}\n{said}\n".encode())
+    with atomic_write(args.out / "stage1.json") as handle:
+        handle.write(json.dumps({"rows": rows, "costs": costs, **facts}, indent=1).encode())
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

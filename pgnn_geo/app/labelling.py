@@ -1,0 +1,245 @@
+"""Label images of tagged photos, made by a model that knows how it makes them."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pgnn_geo.app.config import LabelConfig
+from pgnn_geo.app.config_changes import (
+    LabelConfigChanges,
+    MapConfigChanges,
+    label_config_of,
+    label_defaults,
+)
+from pgnn_geo.boxes.patches import read_boxes
+from pgnn_geo.boxes.photo_boxes import PhotoBoxes
+from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.datasets.listing import first_of
+from pgnn_geo.errors import InputError
+from pgnn_geo.io.checkpoint import load_attention_model
+from pgnn_geo.io.files import first_difference, mark_results, write_json
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.io.masks import save_mask
+from pgnn_geo.io.run_folder import progress, timed
+from pgnn_geo.io.tensor_folder import CONFIG
+from pgnn_geo.labels.frozen import StepName
+from pgnn_geo.labels.labeller import Labeller
+from pgnn_geo.labels.maps import attention_maps
+from pgnn_geo.labels.refine import DenseCRF
+from pgnn_geo.labels.seeds import refined_labels
+from pgnn_geo.nn import PGNN
+from pgnn_geo.precision import default_device
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What makes maps, ready to make them."""
+
+    classes: tuple[str, ...]
+    ledger: SupervisionLedger
+    labels: LabelConfig
+    record: dict[str, Any]  #: what labels.json says of it
+    maps: Callable[[], list[Tensor]]
+
+
+def label(
+    checkpoint: Path,
+    dataset: TaggedDataset,
+    out: Path,
+    maps: MapConfigChanges,
+    labels: LabelConfigChanges,
+    cache: Path | None,
+    boxes: Path | None = None,
+    step: StepName | None = None,
+) -> Path:
+    """Write the pseudo-labels of a model as :obj:`out/ID.png`, unless all are there.
+
+    :obj:`out/labels.json`, written last, says what they were made from.
+
+    Args:
+        checkpoint (Path): The file of a trained model, or the folder of a model of evidence.
+        dataset (TaggedDataset): Photos with tags.
+        out (Path): The folder; made if it is missing.
+        maps (MapConfig): How a trained model's attention maps are inferred; a value of :obj:`None`
+            is what the model was saved with.
+        labels (LabelConfig): How label images are made from them, in the same way.
+        cache (Path, optional): Where features of the photos, or outputs of frozen stages, are kept
+            for reuse.
+        boxes (Path, optional): COCO results with the photos' boxes, for a model whose patches they
+            are.
+        step (str, optional): Of a model of evidence: the step whose maps are taken, see
+            :meth:`EvidenceModel.maps <pgnn_geo.labels.frozen.EvidenceModel.maps>`; the last by
+            default.
+
+    Raises:
+        InputError: If the model was trained for other classes or other patches, a setting is not
+            of such a model, if :obj:`out` holds labels made from something else or cannot be
+            written, or if the refinement cannot be had.
+    """
+    own = out / ".features"  # kept until the labels are there: what was cut off goes on with them
+    if checkpoint.is_dir():
+        source = _evidence(checkpoint, dataset, maps, labels, cache or own, boxes, step)
+    else:
+        source = _network(checkpoint, dataset, maps, labels, cache, out.parent, boxes, step)
+    if source.classes != dataset.classes:
+        raise InputError(
+            f"{checkpoint} knows the classes {', '.join(source.classes)}; "
+            f"the data set has {', '.join(dataset.classes)}."
+        )
+    source.labels.build_refinement()  # which raises now, not after the maps
+    record: dict[str, Any] = {
+        **source.record,
+        "images": len(dataset),
+        "classes": source.classes,
+        "labels": asdict(source.labels),
+        "supervision": source.ledger.to_dict(),
+    }
+    record = json.loads(json.dumps(record))
+    done = out / "labels.json"
+    if done.is_file():
+        if difference := first_difference(json.loads(done.read_text()), record):
+            raise InputError(
+                f"{out} holds labels made from something else ({difference}). "
+                "Choose another folder."
+            )
+        return out
+    try:
+        mark_results(out)
+    except OSError as error:
+        raise InputError(f"Output folder {out} cannot be written: {error}") from error
+    with timed(f"label {out}"):
+        masks = label_images(dataset, source.maps(), source.labels)
+        _write(out, dataset.image_ids, masks)
+        write_json(done, record)
+    shutil.rmtree(own, ignore_errors=True)
+    return out
+
+
+def _write(out: Path, image_ids: Sequence[str], masks: Iterable[Tensor]) -> None:
+    """Write the label images; a name that is too long stops no other."""
+    too_long = []
+    for image_id, mask in zip(image_ids, masks, strict=True):
+        try:
+            save_mask(out / f"{image_id}.png", mask)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise InputError(f"Output folder {out} cannot be written: {error}") from error
+            too_long.append(image_id)
+    if too_long:
+        raise InputError(
+            f"All label images but those of names that are too long for {out} are written; "
+            f"rename these photos: {first_of(too_long)}"
+        )
+
+
+def _evidence(
+    checkpoint: Path,
+    dataset: TaggedDataset,
+    maps: MapConfigChanges,
+    labels: LabelConfigChanges,
+    cache: Path,
+    boxes: Path | None,
+    step: StepName | None,
+) -> _Source:
+    if boxes is not None or maps != MapConfigChanges():
+        raise InputError(
+            f"{checkpoint} is a model of evidence, whose maps are made one way: leave out --boxes "
+            "and --maps."
+        )
+    labeller, step = Labeller.load(checkpoint), step or "classifier"
+    if dataset.tags is None:
+        raise InputError("Labelling needs image tags; this split has none.")
+    tags, device = dataset.tags, default_device()
+
+    def make() -> list[Tensor]:
+        bank = labeller.to(device).bank(dataset, cache, progress)
+        rows = labeller.model.maps(bank, tags, step, device).maps
+        return list(rows.split(tags.bool().sum(dim=1).tolist()))
+
+    return _Source(
+        labeller.classes,
+        labeller.ledger,
+        label_config_of(labeller.labels.get(step), step == "evidence", labels),
+        {"model": _digest(checkpoint / CONFIG), "step": step},
+        make,
+    )
+
+
+def _network(
+    checkpoint: Path,
+    dataset: TaggedDataset,
+    maps: MapConfigChanges,
+    labels: LabelConfigChanges,
+    cache: Path | None,
+    scratch: Path,
+    boxes: Path | None,
+    step: StepName | None,
+) -> _Source:
+    if step is not None:
+        raise InputError(f"{checkpoint} is a trained network, which has no steps; leave out --step")
+    model, classes, ledger, labelling = load_attention_model(checkpoint)
+    map_config, label_config = label_defaults(model, labelling, maps, labels)
+    record = {"model": _digest(checkpoint), "maps": asdict(map_config)}
+    patches = _patches(model, checkpoint, boxes, dataset) if classes == dataset.classes else None
+    if patches is not None:
+        ledger = ledger.merged(patches.ledger)
+    if boxes is not None:
+        record["boxes"] = _digest(boxes)
+
+    def make() -> list[Tensor]:
+        model.to(default_device())
+        return attention_maps(model, dataset, map_config, cache, scratch, progress, patches)
+
+    return _Source(classes, ledger, label_config, record, make)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _patches(
+    model: PGNN, checkpoint: Path, boxes: Path | None, dataset: TaggedDataset
+) -> PhotoBoxes | None:
+    """Return the boxes that a model needs for its patches, if it does."""
+    if model.needs_boxes and boxes is None:
+        raise InputError(
+            f"The patches of {checkpoint} are boxes: pass the photos' with --boxes FILE (COCO "
+            "results; those of a run are its boxes.json)."
+        )
+    if boxes is None:
+        return None
+    if not model.needs_boxes:
+        raise InputError(f"The patches of {checkpoint} are no boxes; leave out --boxes {boxes}.")
+    return read_boxes(boxes, dataset)
+
+
+def label_images(
+    dataset: TaggedDataset, attention: list[Tensor], config: LabelConfig
+) -> Iterator[Tensor]:
+    """Yield the label image of every photo at its own size; a CRF runs on all cores.
+
+    Args:
+        dataset (TaggedDataset): Photos with tags.
+        attention (list of Tensor): Maps of their tagged classes, see
+            :func:`~pgnn_geo.labels.attention_maps`.
+        config (LabelConfig): How label images are made from them.
+    """
+
+    def photos() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for index in progress(range(len(dataset)), "write labels", len(dataset)):
+            item = dataset[index]
+            tagged = item["tags"].nonzero()[:, 0] + 1
+            yield item["image"].as_subclass(Tensor), attention[index], tagged
+
+    refinement = config.build_refinement(workers=os.cpu_count() or 1)
+    with refinement if isinstance(refinement, DenseCRF) else nullcontext():
+        yield from refined_labels(photos(), refinement, config.background, config.power)

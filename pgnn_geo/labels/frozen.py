@@ -1,0 +1,209 @@
+r"""From frozen features and tags to attention maps: evidence, propagation, positions, propagation.
+
+.. math::
+    \text{tags} \xrightarrow{\text{logistic regression}} A^{(1)} \xrightarrow{\text{prototypes}}
+    A^{(2)} \xrightarrow{\text{classifier of positions}} A^{(3)} \xrightarrow{\text{within}} A
+
+Everything that is fitted is convex or starts at zero, over all data in every step: the same
+photos and tags give the same maps.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from pgnn_geo.errors import InputError
+from pgnn_geo.labels.evidence import fit_tag_evidence
+from pgnn_geo.labels.position_classifier import (
+    Positions,
+    confident_labels,
+    fit_position_classifier,
+    position_maps,
+)
+from pgnn_geo.labels.propagation import (
+    Features,
+    PhotoGraphs,
+    Step,
+    complete,
+    fit_prototypes,
+    from_prototypes,
+    mean_features,
+    photo_graphs,
+    within,
+)
+from pgnn_geo.labels.tagged_maps import TaggedMaps
+from pgnn_geo.nn import ClassPrototypes, CongenericPropagation
+from pgnn_geo.nn.propagation import centered_unit
+
+StepName = Literal["evidence", "prototypes", "classifier"]
+
+
+@dataclass(frozen=True)
+class EvidenceConfig:
+    """How class evidence is fitted and passed on.
+
+    Args:
+        evidence_penalty (float): See :func:`~pgnn_geo.labels.evidence.fit_tag_evidence`.
+        threshold (float): See :class:`~pgnn_geo.nn.ClassPrototypes`.
+        power (float): See :class:`~pgnn_geo.nn.CongenericPropagation`.
+        foreground, background (float): What the classifier of positions learns from, see
+            :func:`~pgnn_geo.labels.position_classifier.confident_labels`.
+        penalty, partial, balance, iterations (float): See
+            :func:`~pgnn_geo.labels.position_classifier.fit_position_classifier`.
+        positions (int): The most positions that it learns from, spread evenly over the photos.
+        prototype_rounds (int): Times that prototypes are made: from the evidence of the tags, then
+            from the maps of those before.
+        classifier_rounds (int): Times that the classifier is trained: on the maps of the
+            prototypes, then on its own.
+        grid (int, optional): Patches per side of a photo's graph; single positions by default.
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+
+    evidence_penalty: float = 1e-6
+    threshold: float = 0.5
+    power: float = 2.0
+    foreground: float = 0.55
+    background: float = 0.3
+    penalty: float = 1e-4
+    partial: float = 0.3
+    balance: float = 0.5
+    iterations: int = 100
+    positions: int = 65536
+    prototype_rounds: int = 2
+    classifier_rounds: int = 1
+    grid: int | None = None
+
+    def __post_init__(self) -> None:
+        counts = {
+            "prototype_rounds": self.prototype_rounds,
+            "classifier_rounds": self.classifier_rounds,
+            "positions": self.positions,
+        }
+        if wrong := [f"{name}={value}" for name, value in counts.items() if value < 1]:
+            raise InputError(f"{', '.join(wrong)}: want 1 or more")
+
+
+class EvidenceModel(nn.Module):
+    """What was learned from tags on frozen features, by which any tagged photos can be labelled.
+
+    Args:
+        num_classes (int): Number of classes :math:`K`.
+        channels (int): Channels of the features.
+        config (EvidenceConfig, optional): How; default values if not given.
+    """
+
+    def __init__(self, num_classes: int, channels: int, config: EvidenceConfig | None = None):
+        super().__init__()
+        self.config = config or EvidenceConfig()
+        self.num_classes, self.channels = num_classes, channels
+        self.evidence = nn.Buffer(torch.zeros(num_classes, channels))
+        self.classifier = nn.Buffer(torch.zeros(num_classes + 1, channels + 1))
+        self.prototypes = ClassPrototypes(num_classes, channels, self.config.threshold)
+        self.propagation = CongenericPropagation(
+            mean=torch.zeros(channels), power=self.config.power
+        )
+
+    def maps(
+        self,
+        features: Features,
+        tags: Tensor,
+        step: StepName = "classifier",
+        device: torch.device | str = "cpu",
+    ) -> TaggedMaps:
+        """Return the attention maps of photos.
+
+        Args:
+            features (Features): Features of the photos, squares.
+            tags (torch.Tensor): Multi-hot tags :obj:`[M, K]`.
+            step (str): The one that is asked: :obj:`"evidence"`, the class activation maps of the
+                tags' classifier; :obj:`"prototypes"` or :obj:`"classifier"`, propagated within each
+                photo. (default: :obj:`"classifier"`)
+            device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
+        """
+        start = TaggedMaps.empty(tags, features.shape[-1])
+        steps: list[Step] = {
+            "evidence": [self._evidence_step],
+            "prototypes": [from_prototypes(self.prototypes), within(self.propagation)],
+            "classifier": [self._classifier_step, within(self.propagation)],
+        }[step]
+        return complete(features, start, steps, self.config.grid, device)
+
+    def _evidence_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
+        return ((graphs.x - self.propagation.mean) @ self.evidence.t()).relu()
+
+    def _classifier_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
+        unit = centered_unit(graphs.x, self.propagation.mean)
+        return position_maps(self.classifier, unit, graphs.tags)
+
+
+@torch.no_grad()
+def fit_evidence(
+    features: Features,
+    tags: Tensor,
+    config: EvidenceConfig | None = None,
+    device: torch.device | str = "cpu",
+) -> EvidenceModel:
+    """Learn from the tags of photos.
+
+    Args:
+        features (Features): Features of :math:`M` photos, squares.
+        tags (torch.Tensor): Their multi-hot tags :obj:`[M, K]`.
+        config (EvidenceConfig, optional): How; default values if not given.
+        device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
+
+    Raises:
+        InputError: If numbers of photos disagree, or all photos have one tag.
+    """
+    if len(features) != len(tags):
+        raise InputError(f"features of {len(features)} photos, tags of {len(tags)}")
+    model = EvidenceModel(tags.size(1), features.shape[1], config).to(device)
+    config = model.config
+    means = mean_features(features, device)
+    mean = means.mean(dim=0)
+    model.propagation.mean.copy_(mean)
+    weight, _ = fit_tag_evidence(means - mean, tags, config.evidence_penalty)
+    model.evidence.copy_(weight)
+    maps = model.maps(features, tags, "evidence", device)
+    for turn in range(config.prototype_rounds):
+        if turn:
+            step = from_prototypes(model.prototypes)
+            maps = complete(features, maps, [step], config.grid, device)
+        fitted = fit_prototypes(features, maps, mean, config.threshold, config.grid, device)
+        model.prototypes.load_state_dict(fitted.state_dict())
+    for turn in range(config.classifier_rounds):
+        maps = model.maps(features, tags, "classifier" if turn else "prototypes", device)
+        positions = _positions(model, features, maps, device)
+        model.classifier.copy_(
+            fit_position_classifier(
+                positions, config.penalty, config.partial, config.balance, config.iterations
+            )
+        )
+    return model
+
+
+def _positions(
+    model: EvidenceModel, features: Features, maps: TaggedMaps, device: torch.device | str
+) -> Positions:
+    """Return the positions that the classifier learns from: the same number of every photo."""
+    config = model.config
+    count = max(1, config.positions // len(features))
+    parts: list[Positions] = []
+    for graphs in photo_graphs(features, maps.tags, config.grid, device):
+        values = graphs.nodes(maps.dense(graphs.photos))
+        label = confident_labels(values, graphs.tags, config.foreground, config.background)
+        nodes = len(values) // len(graphs.photos)
+        generator = torch.Generator().manual_seed(int(graphs.photos[0]))
+        chosen = torch.cat(
+            [
+                i * nodes + torch.randperm(nodes, generator=generator)[:count].sort().values
+                for i in range(len(graphs.photos))
+            ]
+        ).to(label.device)
+        allowed = torch.nn.functional.pad(graphs.tags[chosen], (1, 0), value=True)
+        unit = centered_unit(graphs.x[chosen], model.propagation.mean)
+        parts.append(Positions(unit, label[chosen], allowed))
+    return Positions(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -1,0 +1,172 @@
+"""A backbone and what was learned on its features: all it takes to label tagged photos."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.errors import InputError
+from pgnn_geo.features import (
+    FeatureBank,
+    FrozenFeatureConfig,
+    Progress,
+    frozen_features,
+    no_progress,
+)
+from pgnn_geo.features.views import digest_of_tensors
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.io.tensor_folder import load_tensors, read_tensor_folder, write_tensor_folder
+from pgnn_geo.labels.evidence import check_tags
+from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, fit_evidence
+from pgnn_geo.nn.backbones import Backbone, BackboneName, build_backbone
+
+_FORMAT = "pgnn_geo evidence model 1"
+_BACKBONE = "backbone."
+
+
+class BackboneSource(NamedTuple):
+    """Where a backbone comes from."""
+
+    name: BackboneName
+    weights: str | None  #: None for the weights that the model brings itself
+
+    def build(self) -> Backbone:
+        """Build it, ready to be asked for features."""
+        return build_backbone(self.name, self.weights).eval()
+
+
+class Labeller:
+    """What makes attention maps of tagged photos, in one folder.
+
+    Args:
+        source (BackboneSource): Where its backbone comes from.
+        backbone (Backbone): That backbone.
+        features (FrozenFeatureConfig): How it sees photos.
+        model (EvidenceModel): What was learned on its features.
+        classes (tuple of str): Names of the classes.
+        ledger (SupervisionLedger): What it was made from.
+        labels (mapping): How label images were made from its maps: plain values that are kept with
+            it. (default: none)
+    """
+
+    def __init__(
+        self,
+        source: BackboneSource,
+        backbone: Backbone,
+        features: FrozenFeatureConfig,
+        model: EvidenceModel,
+        classes: tuple[str, ...],
+        ledger: SupervisionLedger,
+        labels: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.source, self.backbone = source, backbone
+        self.features, self.model = features, model
+        self.classes, self.ledger = classes, ledger
+        self.labels = dict(labels or {})
+
+    @classmethod
+    def fit(
+        cls,
+        source: BackboneSource,
+        dataset: TaggedDataset,
+        folder: Path,
+        ledger: SupervisionLedger,
+        features: FrozenFeatureConfig | None = None,
+        config: EvidenceConfig | None = None,
+        labels: Mapping[str, Any] | None = None,
+        device: torch.device | str = "cpu",
+        progress: Progress = no_progress,
+    ) -> "Labeller":
+        """Learn from the tags of photos.
+
+        Args:
+            source (BackboneSource): The backbone to ask.
+            dataset (TaggedDataset): Photos with tags.
+            folder (Path): Where the bank of their features is kept.
+            ledger (SupervisionLedger): What this is made from.
+            features, config, labels: See :class:`Labeller`; default values if not given.
+            device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
+            progress (callable, optional): Progress display.
+
+        Raises:
+            InputError: If the photos have no tags, or all have one in common.
+        """
+        if dataset.tags is None:
+            raise InputError("Learning from tags needs image tags; this split has none.")
+        check_tags(dataset.tags)  # before the features, which take a while
+        features = features or FrozenFeatureConfig()
+        backbone = source.build().to(device)
+        bank = frozen_features(backbone, dataset, folder, features, progress)
+        model = fit_evidence(bank, dataset.tags, config, device)
+        return cls(source, backbone, features, model, dataset.classes, ledger, labels)
+
+    def bank(
+        self, dataset: TaggedDataset, folder: Path, progress: Progress = no_progress
+    ) -> FeatureBank:
+        """Return the features of photos as this sees them, see :func:`frozen_features`."""
+        return frozen_features(self.backbone, dataset, folder, self.features, progress)
+
+    def to(self, device: torch.device | str) -> "Labeller":
+        """Move to a device."""
+        self.backbone.to(device)
+        self.model.to(device)
+        return self
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write :obj:`model.safetensors` and :obj:`config.json`.
+
+        The weights of the backbone are written only if they have no name by which to find them.
+
+        Raises:
+            InputError: If the folder holds other files or cannot be written.
+        """
+        state = self.model.state_dict()
+        weights = self.backbone.state_dict()
+        if self.source.weights is None:
+            state |= {_BACKBONE + name: value for name, value in weights.items()}
+        values = {
+            "backbone": self.source._asdict(),
+            "backbone_sha256": digest_of_tensors(weights.values()),
+            "features": asdict(self.features),
+            "evidence": asdict(self.model.config),
+            "channels": self.model.channels,
+            "classes": list(self.classes),
+            "labels": self.labels,
+            "supervision": self.ledger.to_dict(),
+        }
+        write_tensor_folder(Path(folder), _FORMAT, state, values)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Labeller":
+        """Read what :meth:`save` wrote; nothing is unpickled.
+
+        Raises:
+            InputError: If it is not there, is damaged, or its backbone has other weights now.
+        """
+        path = Path(folder)
+        state, values = read_tensor_folder(path, _FORMAT, "a model of evidence")
+        try:
+            source = BackboneSource(**values["backbone"])
+            features = FrozenFeatureConfig(**values["features"])
+            classes = tuple(str(name) for name in values["classes"])
+            config = EvidenceConfig(**values["evidence"])
+            model = EvidenceModel(len(classes), int(values["channels"]), config)
+            ledger = SupervisionLedger.from_dict(values["supervision"])
+            digest, labels = values["backbone_sha256"], dict(values["labels"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} does not fit this version of the package: {error}") from error
+        own = {k.removeprefix(_BACKBONE): v for k, v in state.items() if k.startswith(_BACKBONE)}
+        backbone = source.build()
+        if source.weights is None:
+            load_tensors(backbone, own, path)
+        load_tensors(model, {k: v for k, v in state.items() if not k.startswith(_BACKBONE)}, path)
+        if digest_of_tensors(backbone.state_dict().values()) != digest:
+            raise InputError(
+                f"{path} was made with other weights of {source.name} than {source.weights!r} "
+                "are here."
+            )
+        return cls(source, backbone, features, model, classes, ledger, labels)

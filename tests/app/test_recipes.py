@@ -1,0 +1,170 @@
+"""The recipes of `run`, and that `label` makes of a run's model what the run made of it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pgnn_geo.app import recipes
+from pgnn_geo.app.cli import main
+from pgnn_geo.io.masks import load_mask
+from pgnn_geo.labels.labeller import Labeller
+
+TINY = ["--network.backbone=vgg_tiny", "--segment=off"]
+FROZEN = [*TINY, "--features.size=64", "--evidence.positions=2000"]
+TRAINED = [
+    *TINY,
+    "--network.weights=null",
+    "--network.freeze_stages=0",
+    "--network.output_stride=8",
+    "--train.size=64",
+    "--train.epochs=2",
+    "--train.workers=0",
+    "--maps.size=64",
+]
+OPTIONS = {
+    "best": FROZEN,
+    "paper": [*TRAINED, "--network.grid=2"],
+    "cam": TRAINED,
+    "trained": [*TRAINED, "--train.completion.size=64"],
+}
+
+
+def settings(capsys, *options):
+    """What `run` would do."""
+    with pytest.raises(SystemExit):
+        main(["run", "--root=x", *options, "--print_config"])
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+def run(root, out, recipe, *options):
+    main(
+        ["run", f"--root={root}", f"--out={out}", f"--recipe={recipe}", *OPTIONS[recipe], *options]
+    )
+
+
+@pytest.fixture(scope="module", params=recipes.NAMES)
+def finished(request, shapes_root, tmp_path_factory):
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    run(shapes_root, out, request.param)
+    return request.param, out
+
+
+def test_label_gives_the_labels_of_the_run_byte_for_byte(finished, shapes_root, tmp_path):
+    recipe, out = finished
+    name = "cam" if recipe == "cam" else "pgnn"
+    model = out / name / ("model" if recipe == "best" else "model.pt")
+    main(["label", f"--checkpoint={model}", f"--root={shapes_root}", f"--out={tmp_path / 'new'}"])
+    made = sorted((out / name / "labels").iterdir())
+    assert len(made) == 21  # with labels.json
+    assert [path.name for path in made] == sorted(p.name for p in (tmp_path / "new").iterdir())
+    for path in made:
+        assert path.read_bytes() == (tmp_path / "new" / path.name).read_bytes()
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert {"cam", "pgnn"} & metrics.keys() == {name}
+    assert not (out / "features").exists()
+
+
+def test_the_best_recipe_is_the_default_and_refines(capsys):
+    found = settings(capsys)
+    assert found == settings(capsys, "--recipe=best")
+    assert found["flow"] == "frozen" and found["labels"]["refine"] == "par"
+
+
+def test_the_paper_as_it_stands(capsys):
+    found = settings(capsys, "--recipe", "paper")
+    assert (found["flow"], found["patches"], found["network"]["grid"]) == ("trained", "grid", 4)
+    assert found["network"]["class_embedding"] == "attention"
+    assert found["train"]["complementary"] == "erase"
+    assert found["train"]["node_classes"] == "previous"
+    assert (found["segment"], found["mutual"]) == ("deeplab", "literal")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_options_win_over_the_recipe_wherever_they_stand(capsys, first):
+    options = ["--labels.refine=none", "--recipe=best"]
+    found = settings(capsys, *(options if first else options[::-1]))
+    assert found["labels"]["refine"] == "none" and found["evidence"]["power"] == 2.0
+
+
+def test_a_recipe_of_ones_own(capsys, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("evidence: {classifier_rounds: 2}\nlabels: {background: 0.35}\n")
+    found = settings(capsys, f"--recipe={path}")
+    assert found["evidence"]["classifier_rounds"] == 2 and found["labels"]["background"] == 0.35
+    for name in ("worst", str(tmp_path)):
+        with pytest.raises(SystemExit) as stop:
+            main(["run", "--root=x", f"--recipe={name}"])
+        assert stop.value.code == 2 and "There is no recipe" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--train.epochs=5"], "train: of the trained flow"),
+        (["--maps.size=64"], "maps: of the trained flow"),
+        (["--network.weights=null"], "network.weights=None"),
+        (["--network.output_stride=8"], "takes its backbone and weights alone"),
+        (["--patches=grid"], "patches: of the trained flow"),
+    ],
+)
+def test_settings_of_the_other_flow_are_refused(shapes_root, tmp_path, capsys, options, words):
+    with pytest.raises(SystemExit) as stop:
+        main(["run", f"--root={shapes_root}", f"--out={tmp_path / 'x'}", *FROZEN, *options])
+    assert stop.value.code == 2 and words in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_kept_bank_serves_other_runs_and_changes_nothing(shapes_root, tmp_path, monkeypatch):
+    cache = f"--cache={tmp_path / 'cache'}"
+    run(shapes_root, tmp_path / "a", "best", cache)
+    with monkeypatch.context() as patch:
+        patch.setattr("pgnn_geo.features.frozen.photo_batches", None)  # none is decoded for it
+        run(shapes_root, tmp_path / "b", "best", cache, "--labels.background=0.3")
+    run(shapes_root, tmp_path / "c", "best")
+    for path in (tmp_path / "a" / "pgnn").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "c" / path.relative_to(tmp_path / "a")).read_bytes()
+    differ = [
+        not torch.equal(load_mask(path), load_mask(tmp_path / "b" / "pgnn" / "labels" / path.name))
+        for path in (tmp_path / "a" / "pgnn" / "labels").glob("*.png")
+    ]
+    assert any(differ)
+
+
+def test_the_first_step_is_the_baseline(shapes_root, tmp_path, capsys):
+    run(shapes_root, tmp_path / "run", "best", "--baseline=true")
+    assert "CAM IoU" in capsys.readouterr().out
+    model, new = tmp_path / "run" / "pgnn" / "model", tmp_path / "new"
+    command = ["label", f"--checkpoint={model}", f"--root={shapes_root}"]
+    main([*command, f"--out={new}", "--step=evidence"])
+    for path in (tmp_path / "run" / "cam" / "labels").iterdir():
+        assert path.read_bytes() == (new / path.name).read_bytes()
+    with pytest.raises(SystemExit):
+        main([*command, f"--out={tmp_path / 'x'}", "--maps.size=32"])
+    assert "leave out --boxes and --maps" in capsys.readouterr().err
+
+
+def test_a_model_of_evidence_that_is_not_whole_is_refused(shapes_root, tmp_path, capsys):
+    run(shapes_root, tmp_path / "run", "best")
+    model = tmp_path / "run" / "pgnn" / "model"
+    assert Labeller.load(model).classes[0] == "fish"
+    config = json.loads((model / "config.json").read_text())
+    for change, words in (
+        ({"format": "pgnn_geo evidence model 0"}, "of this version of the package"),
+        ({"backbone_sha256": "0"}, "with other weights of vgg_tiny"),
+        ({"sha256": "0"}, "copy both again"),
+        ({"evidence": {"gone": 1}}, "does not fit this version"),
+    ):
+        other = Path(shutil.copytree(model, tmp_path / "other", dirs_exist_ok=True))
+        (other / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(SystemExit):
+            main(["label", f"--checkpoint={other}", f"--root={shapes_root}"])
+        assert words in capsys.readouterr().err
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(SystemExit):
+        main(["label", f"--checkpoint={model}", f"--root={shapes_root}"])
+    assert "cannot be read as a model of evidence" in capsys.readouterr().err

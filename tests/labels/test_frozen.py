@@ -1,0 +1,81 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pgnn_geo.errors import InputError
+from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, fit_evidence
+
+#: For features that are no photographs': the default values are chosen on those.
+CHOSEN = {"evidence_penalty": 1e-3, "threshold": 0.3, "prototype_rounds": 1, "positions": 2000}
+CONFIG = EvidenceConfig(iterations=60, **CHOSEN)
+
+
+def scenes(photos=40, classes=3, channels=24, side=8):
+    """Photos of a body with a striking part; the bodies of other classes lie there as stones."""
+    torch.manual_seed(0)
+    tags = F.one_hot(torch.arange(photos) % classes, classes).bool()
+    body, part = torch.randn(classes, channels), torch.randn(classes, channels)
+    features = 0.4 * torch.randn(photos, channels, side, side)
+    truth = torch.zeros(photos, side, side, dtype=torch.bool)
+    for photo in range(photos):
+        label, other = photo % classes, (photo + 1 + photo // classes % 2) % classes
+        top, stone = torch.randint(side - 4, (2,)).tolist()
+        truth[photo, top : top + 5, :4] = True
+        features[photo, :, top : top + 5, :4] += body[label, :, None, None]
+        features[photo, :, top : top + 2, :2] += part[label, :, None, None]
+        features[photo, :, stone : stone + 5, 4:] += body[other, :, None, None]
+    x = F.normalize(features, dim=1)
+    return x.contiguous(memory_format=torch.channels_last), tags, truth
+
+
+def quality(maps, truth):
+    """Mean IoU of the maps, cut at a half, with where the objects are."""
+    found = maps.maps > 0.5
+    return float(((found & truth).sum((1, 2)) / (found | truth).sum((1, 2))).mean())
+
+
+def test_each_step_finds_more_of_the_objects():
+    x, tags, truth = scenes()
+    model = fit_evidence(x, tags, CONFIG)
+    evidence, prototypes, classifier = (
+        quality(model.maps(x, tags, step), truth)
+        for step in ("evidence", "prototypes", "classifier")
+    )
+    assert evidence + 0.05 < prototypes and prototypes < classifier
+    assert quality(model.maps(x[20:], tags[20:]), truth[20:]) > 0.9
+
+
+def test_the_state_gives_the_same_maps_and_fitting_the_same_state():
+    x, tags, _ = scenes(12)
+    model = fit_evidence(x, tags, CONFIG)
+    again = fit_evidence(x, tags, CONFIG)
+    copy = EvidenceModel(3, 24, CONFIG)
+    copy.load_state_dict(model.state_dict())
+    for step in ("evidence", "prototypes", "classifier"):
+        expected = model.maps(x, tags, step).maps
+        assert torch.equal(copy.maps(x, tags, step).maps, expected)
+        assert torch.equal(again.maps(x, tags, step).maps, expected)
+
+
+def test_photos_do_not_depend_on_what_they_are_labelled_with():
+    x, tags, _ = scenes(12)
+    model = fit_evidence(x, tags, CONFIG)
+    alone = model.maps(x[5:6], tags[5:6]).maps
+    torch.testing.assert_close(alone, model.maps(x, tags).maps[5:6])
+
+
+def test_more_rounds_and_a_grid_are_heeded():
+    x, tags, _ = scenes(12)
+    once = fit_evidence(x, tags, CONFIG).maps(x, tags)
+    twice = fit_evidence(x, tags, EvidenceConfig(classifier_rounds=2, **CHOSEN)).maps(x, tags)
+    assert (once.maps - twice.maps).abs().max() > 1e-3
+    coarse = fit_evidence(x, tags, EvidenceConfig(grid=4, **CHOSEN)).maps(x, tags).maps
+    assert torch.equal(coarse[:, ::2, ::2], coarse[:, 1::2, 1::2])
+
+
+def test_wrong_input_is_named():
+    x, tags, _ = scenes(12)
+    with pytest.raises(InputError, match="features of 12 photos, tags of 11"):
+        fit_evidence(x, tags[1:])
+    with pytest.raises(InputError, match="prototype_rounds=0: want 1 or more"):
+        EvidenceConfig(prototype_rounds=0)
