@@ -4,6 +4,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def command_parser(
     subcommands = parser.add_subcommands(required=True)
     for command in commands:
         name, said = command.__name__, (inspect.getdoc(command) or "").split("\n")[0]
-        files = [str(recipes[name])] if name in recipes else []
+        files: list[str | PathLike[Any]] = [recipes[name]] if name in recipes else []
         options = Parser(description=said, default_config_files=files)
         options.add_argument("--config", action="config", help="YAML file of options")
         options.add_function_arguments(command, as_group=False, sub_configs=True)

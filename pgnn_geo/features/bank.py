@@ -125,7 +125,7 @@ def _read_json(path: Path) -> Any:
         return None
 
 
-def _opened(path: str | os.PathLike[str], mode: Any = "r") -> NDArray[np.float16] | None:
+def _opened(path: str | os.PathLike[str], mode: Any = "r") -> np.memmap[Any, Any] | None:
     """Map a bank's file; :obj:`None` if it is missing, foreign or shorter than it says."""
     try:
         array = np.lib.format.open_memmap(path, mode)
@@ -152,6 +152,7 @@ def _write(
     key: dict[str, object],
 ) -> None:
     """Write what is missing of :obj:`count` rows, noting down from time to time how many stand."""
+    array: np.memmap[Any, Any] | None
     done, array = 0, _opened(part, "r+")
     found = _read_json(note)
     if array is not None and isinstance(found, dict) and found.get("key") == key:

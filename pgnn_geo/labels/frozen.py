@@ -125,15 +125,17 @@ class EvidenceModel(nn.Module):
             device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
         """
         start = TaggedMaps.empty(tags, features.shape[-1])
-        steps: list[Step] = {
+        steps: dict[str, list[Step]] = {
             "evidence": [self._evidence_step],
             "prototypes": [from_prototypes(self.prototypes), within(self.propagation)],
             "classifier": [self._classifier_step, within(self.propagation)],
-        }[step]
-        return complete(features, start, steps, self.config.grid, device)
+        }
+        return complete(features, start, steps[step], self.config.grid, device)
 
     def _evidence_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
-        return ((graphs.x - self.propagation.mean) @ self.evidence.t()).relu()
+        mean = self.propagation.mean
+        assert mean is not None
+        return ((graphs.x - mean) @ self.evidence.t()).relu()
 
     def _classifier_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
         unit = centered_unit(graphs.x, self.propagation.mean)
@@ -164,6 +166,7 @@ def fit_evidence(
     config = model.config
     means = mean_features(features, device)
     mean = means.mean(dim=0)
+    assert model.propagation.mean is not None  # which the constructor gave it
     model.propagation.mean.copy_(mean)
     weight, _ = fit_tag_evidence(means - mean, tags, config.evidence_penalty)
     model.evidence.copy_(weight)

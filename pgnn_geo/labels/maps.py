@@ -135,12 +135,15 @@ def attention_maps(
     try:
         for scale in config.scales:
             size = max(16, round(base * scale / 16) * 16)
+
+            def outputs(first: int, size: int = size) -> Iterator[Tensor]:
+                # In a new folder, the first photo is always 0.
+                return _outputs(model, reference, dataset, size, config, stem_folder, progress)
+
             with tempfile.TemporaryDirectory(dir=scratch_folder, prefix="features-") as scratch:
                 bank = FeatureBank.build(
                     Path(scratch) / "features.npy",
-                    lambda first, size=size: _outputs(  # a new folder: there is no other first
-                        model, reference, dataset, size, config, stem_folder, progress
-                    ),
+                    outputs,
                     len(dataset),
                     {"size": size},
                 )

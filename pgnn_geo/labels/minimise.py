@@ -36,7 +36,7 @@ def minimise(
         optimizer.zero_grad()
         with torch.enable_grad():
             value = loss(parameters)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
         return value
 
     with torch.enable_grad():

@@ -204,7 +204,7 @@ class SegmentationData(LightningDataModule):
         """Return the loader of the current epoch: its own processes, with the labels of now."""
         trainer, config = self.trainer, self.config
         assert trainer is not None
-        sampler: DistributedSampler[Item] = DistributedSampler(
+        sampler: DistributedSampler[Any] = DistributedSampler(
             self.dataset, trainer.world_size, trainer.global_rank, seed=config.seed
         )
         sampler.set_epoch(trainer.current_epoch)
