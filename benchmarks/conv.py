@@ -7,7 +7,7 @@ is what autograd keeps for the backward pass (inputs and parameters not counted)
 that one call allocates.
 
     python benchmarks/conv.py --quick
-    python benchmarks/conv.py --only complete edges
+    python benchmarks/conv.py --only complete edges positions --readme
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from _common import Report, free_bytes, parser, peak_bytes, saved_bytes
+from _readme import paste
 from torch import Tensor, nn
 from torch_geometric.nn import GATv2Conv, TransformerConv
 from torch_geometric.utils import to_dense_batch
@@ -250,6 +251,7 @@ def main() -> None:
     parts = ["complete", "growth", "groups", "ragged", "positions", "edges", "compile"]
     arguments = parser(__doc__)
     arguments.add_argument("--only", nargs="+", choices=parts, default=parts)
+    arguments.add_argument("--readme", action="store_true", help="put the tables into README.md")
     args = arguments.parse_args()
     report, quick = Report("conv", args), args.quick
     if "complete" in args.only:
@@ -275,6 +277,10 @@ def main() -> None:
         row["nodes per group"] = int(row["n"]) if str(row.get("n", "")).isdigit() else 0
     where = {"what": "growth in n", "mode": "forward+backward"}
     report.write("nodes per group" if "growth" in args.only else None, where)
+    if args.readme:
+        for row in report.cases:
+            del row["nodes per group"]
+        paste(report)
 
 
 if __name__ == "__main__":
