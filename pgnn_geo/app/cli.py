@@ -12,15 +12,17 @@ from typing import Any, Literal
 
 from pgnn_geo.errors import InputError
 
-# Notes to developers of the libraries, not to the person at the terminal.
+# Notes to developers of the libraries, and on EXIF data, of which only the orientation is read.
 warnings.filterwarnings("ignore", message=".*module.s. in eval mode.*")
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
 
 try:
     from pgnn_geo.app import pipeline, stage2
+    from pgnn_geo.app.cli_export import export_dataset, export_photos
     from pgnn_geo.app.cli_measure import evaluate, report
-    from pgnn_geo.app.cli_parser import command_parser
+    from pgnn_geo.app.cli_parser import run_command
     from pgnn_geo.app.config import (
         CAM_LABELS,
         FlowName,
@@ -47,8 +49,9 @@ try:
     from pgnn_geo.inference.predict import PredictConfig, predict_folder
     from pgnn_geo.inference.segmenter import Segmenter
     from pgnn_geo.io.export import write_coco, write_voc_submission
+    from pgnn_geo.io.exports import check_exports
     from pgnn_geo.io.masks import load_mask
-    from pgnn_geo.io.run_folder import claim_folder, console, progress
+    from pgnn_geo.io.run_folder import claim_folder, console, notes_as_lines, progress
     from pgnn_geo.labels.frozen import EvidenceConfig, StepName
     from pgnn_geo.labels.maps import MapConfig
     from pgnn_geo.labels.refine import RefinementName
@@ -113,6 +116,7 @@ def run(
     mutual: MutualName = "off",
     mutual_start: int = 1,
     mutual_confidence: float | None = None,
+    export: str | None = None,
     **source: Any,
 ) -> None:
     """Do the whole job: label the photos, train DeepLab-v2 on the labels, measure. Resumes.
@@ -123,8 +127,7 @@ def run(
         recipe: Where the values of all other options come from that are not given: "best", what
             measures best; "paper", the paper as it stands; "cam", the baseline; or a YAML file.
         cache: Folder where features are kept for other runs; without it they are not kept.
-        flow: "frozen": evidence is fitted to what a pretrained backbone says; "trained": a network
-            is trained on the tags.
+        flow: "frozen": fit evidence to a pretrained backbone's features; "trained": train a network.
         model: "pgnn", or "cam" for the baseline alone.
         baseline: Make and measure the baseline as well.
         network: The network; of the frozen flow, its backbone.
@@ -134,8 +137,8 @@ def run(
         maps: How attention maps are inferred by a trained network.
         labels: How label images are made from the P-GNN's maps.
         cam_labels: How they are made from the baseline's.
-        patches: Nodes of a trained P-GNN's graph: the cells of a "grid", or "boxes" and what they
-            leave; "none": there is no graph, and the maps are completed by propagation alone.
+        patches: Nodes of a trained P-GNN's graph: cells of a "grid", or "boxes" and what they leave;
+            "none": there is no graph, and the maps are completed by propagation alone.
         box_source: Where boxes come from: "attention", the maps of the CAM, completed; "detector",
             one trained on the tags into OUT/detector; or "file".
         box_file: That file, COCO results; only with --box_source file.
@@ -149,8 +152,10 @@ def run(
         mutual: Rewriting of the labels in stage 2, see "segment".
         mutual_start: First epoch after which labels are rewritten.
         mutual_confidence: Probability from which on a prediction rewrites a label.
+        export: Formats such as "coco,yolo" for the P-GNN's labels in OUT/exports as well.
         **source: Which photos, tags and classes.
     """
+    exports = check_exports(export)
     boxes = BoxConfig(box_source, box_file, top_k, box_size)
     if patches != "boxes" and boxes != BOXES:
         raise InputError("--box_source, --box_file, --top_k and --box_size want --patches boxes")
@@ -176,6 +181,7 @@ def run(
         patches=boxes if patches == "boxes" else patches,
     )
     pipeline.run(config, Path(out), None if cache is None else Path(cache))
+    export_dataset(exports, Path(out), config.data.build(), Path(out) / config.model / "labels")
 
 
 def _check_graph(patches: str, network: ModelConfig) -> None:
@@ -207,7 +213,7 @@ def train(
         **source: Which photos, tags and classes.
     """
     _check_graph(patches, network)
-    photos = DataConfig(root=root, masks=None, **source)
+    photos = DataConfig(root=root, **source)
     config = RunConfig(
         photos, "trained", model, network=network, train=train, segment=None, patches=patches
     )
@@ -227,6 +233,7 @@ def label(
     cache: str | None = None,
     maps: MapConfigChanges = MODEL_MAPS,
     labels: LabelConfigChanges = MODEL_LABELS,
+    export: str | None = None,
     **source: Any,
 ) -> None:
     """Write pseudo-labels OUT/ID.png (VOC palette, the photo's own size) of tagged photos.
@@ -241,13 +248,16 @@ def label(
         cache: Folder where features are kept for other runs; without it they are not kept.
         maps: How a trained network's attention maps are inferred; null is as its run does.
         labels: How label images are made from the maps; null is as its run does.
+        export: Formats such as "coco,yolo" in which they are also written into OUT/exports.
         **source: Which photos, tags and classes.
     """
-    dataset = DataConfig(root=root, masks=None, **source).build()
+    exports = check_exports(export)
+    dataset = DataConfig(root=root, **source).build()
     raise_problems(dataset.check())
     given, kept = (None if name is None else Path(name) for name in (boxes, cache))
     folder = label_photos(Path(checkpoint), dataset, Path(out), maps, labels, kept, given, step)
     console.print(f"labels: {folder}")
+    export_dataset(exports, Path(out), dataset, folder)
 
 
 def segment(
@@ -300,6 +310,8 @@ def predict(
     coco: str | None = None,
     precision: Precision = "auto",
     device: str = "auto",
+    max_pixels: int | None = None,
+    export: str | None = None,
 ) -> None:
     """Write masks OUT/masks/ID.png of new photos (VOC palette, each photo's own size). Resumes.
 
@@ -318,18 +330,21 @@ def predict(
         coco: JSON file for the masks in COCO's format, if wanted.
         precision: Of the network: "auto", "32-true", "bf16-mixed" or "16-mixed".
         device: "auto", "cpu", "cuda", ...
+        max_pixels: Largest photo that is read, width times height; 178,956,970 if not given.
+        export: Formats such as "coco,yolo" in which masks are also written into OUT/exports.
     """
+    exports = check_exports(export)
     config = PredictConfig(tuple(scales), flip, max_side, refine, precision)
     segmenter = Segmenter.from_pretrained(checkpoint)
-    if device == "auto":
-        device = str(default_device())
+    device = str(default_device()) if device == "auto" else device
     try:
         segmenter.network.to(device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise InputError(f"--device {device} cannot be used: {error}") from error
     if submission:  # with other classes it fails here
         write_voc_submission(out, (), segmenter.classes)
-    done = predict_folder(segmenter, photos, out, config, overlays, probabilities, tags, progress)
+    options = config, overlays, probabilities, tags, progress, max_pixels
+    done = predict_folder(segmenter, photos, out, *options)
     files = [(photo, Path(out) / "masks" / f"{photo.photo_id}.png") for photo in done.photos]
     if submission:
         masks = ((photo.photo_id, load_mask(path)) for photo, path in files)
@@ -337,6 +352,7 @@ def predict(
     if coco is not None:
         named = ((f"{p.photo_id}{p.path.suffix}", load_mask(path)) for p, path in files)
         write_coco(coco, named, segmenter.classes, suffix="")
+    export_photos(exports, Path(out), done.photos, Path(out) / "masks", segmenter.classes)
     console.print(f"masks: {Path(out) / 'masks'}, {len(files)} photos, {done.new} new")
     _exit_with(done.problems)
 
@@ -361,7 +377,7 @@ def doctor(root: str | None = None, network: ModelConfig = NETWORK, **source: An
 def _exit_with(problems: list[str]) -> None:
     """List problems and end with status 1, if there are any."""
     for problem in problems:
-        console.print(f"problem: {problem}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"problem: {problem}", highlight=False, soft_wrap=True)
     if problems:
         console.print(f"{len(problems)} problem(s)")
         sys.exit(1)
@@ -372,13 +388,9 @@ def main(args: list[str] | None = None) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):  # which set INFO when imported
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        commands: list[Any] = [demo, run, train, label, segment, predict, evaluate, report, doctor]
-        commands += [detect, adjuster]
-        parser = command_parser("pgnn-geo", commands, {"run": recipe_file(args)})
-        chosen = parser.instantiate(parser.parse_args(args))
-        options = chosen[chosen.subcommand].as_dict()
-        options.pop("config", None)
-        {command.__name__: command for command in commands}[chosen.subcommand](**options)
+        commands = [demo, run, train, label, segment, predict, evaluate, report, doctor]
+        with notes_as_lines():
+            run_command("pgnn-geo", [*commands, detect, adjuster], {"run": recipe_file(args)}, args)
     except InputError as error:
         print(f"pgnn-geo: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,5 +1,6 @@
 """Label images of tagged photos, made by a model that knows how it makes them."""
 
+import errno
 import hashlib
 import json
 import os
@@ -22,9 +23,10 @@ from pgnn_geo.app.config_changes import (
 from pgnn_geo.boxes.patches import read_boxes
 from pgnn_geo.boxes.photo_boxes import PhotoBoxes
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.checkpoint import load_attention_model
-from pgnn_geo.io.files import first_difference, write_json
+from pgnn_geo.io.files import first_difference, mark_results, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.io.run_folder import progress, timed
@@ -111,13 +113,24 @@ def label(
             )
         return out
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        mark_results(out)
     except OSError as error:
         raise InputError(f"Output folder {out} cannot be written: {error}") from error
     with timed(f"label {out}"):
         masks = label_images(dataset, source.maps(), source.labels)
+        too_long = []
         for image_id, mask in zip(dataset.image_ids, masks, strict=True):
-            save_mask(out / f"{image_id}.png", mask)
+            try:
+                save_mask(out / f"{image_id}.png", mask)
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise InputError(f"Output folder {out} cannot be written: {error}") from error
+                too_long.append(image_id)
+        if too_long:
+            raise InputError(
+                f"All label images but those of names that are too long for {out} are written; "
+                f"rename these photos: {first_of(too_long)}"
+            )
         write_json(done, record)
     shutil.rmtree(own, ignore_errors=True)
     return out

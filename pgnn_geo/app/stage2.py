@@ -15,7 +15,7 @@ from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.inference.segmenter import Segmenter
-from pgnn_geo.io.files import write_json
+from pgnn_geo.io.files import mark_results, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
@@ -194,6 +194,7 @@ def _predict(
 ) -> None:
     """Write the predicted labels of every photo, at its own size, as :obj:`folder/ID.png`."""
     segmenter.network.to(default_device())
+    mark_results(folder)
     with autocast(precision, segmenter.network.backbone.device):  # its converted weights are kept
         for index in progress(range(len(photos)), "predict", len(photos)):
             item = photos[index]

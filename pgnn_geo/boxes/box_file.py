@@ -14,7 +14,7 @@ from torchvision.ops import clip_boxes_to_image
 
 from pgnn_geo.boxes.image_boxes import BoxSource, ImageBoxes, box_problems, raise_for_rows
 from pgnn_geo.datasets import TaggedDataset
-from pgnn_geo.datasets.labels import first_of
+from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.io.files import atomic_write, write_json

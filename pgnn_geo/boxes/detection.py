@@ -283,8 +283,7 @@ def _boxes(
     use_tags: bool,
 ) -> dict[str, Any]:
     """Write the boxes of photos, and return what there is to say of them."""
-    masks = data.has_masks()
-    dataset = data.build(with_masks=masks)
+    dataset = data.build()
     model, _, ledger = load_detector(out / "detector.pt")
     model.to(default_device())
     path = out / ("boxes.json" if use_tags else f"boxes-{data.split}.json")
@@ -307,12 +306,15 @@ def _boxes(
         }
         boxes = cached_boxes(path, source, dataset, made_from)
     said: dict[str, Any] = {"photos": data.name, "images": len(dataset), "tags_known": use_tags}
-    if not masks:
+    if not data.has_masks():
         return said
     with timed("measure"):
-        truth = true_boxes(dataset, progress=progress)
+        truth = true_boxes(data.build(with_masks=True), progress=progress)
         scores = evaluate_boxes(boxes, truth, dataset.classes)
-        recall = proposal_recall(proposals, [truth[i].boxes for i in dataset.image_ids])
+        proposed = dict(zip(dataset.image_ids, proposals, strict=True))
+        recall = proposal_recall(
+            [proposed[i] for i in truth], [own.boxes for own in truth.values()]
+        )
     return {**said, **scores.to_dict(), "proposal_recall": recall}
 
 

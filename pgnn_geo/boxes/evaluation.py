@@ -195,7 +195,7 @@ def proposal_recall(
 def true_boxes(
     dataset: TaggedDataset, min_pixels: int = 100, progress: Progress = no_progress
 ) -> dict[str, ImageBoxes]:
-    """The true boxes of a data set that was opened with masks, see :func:`boxes_of_mask`.
+    """The true boxes of the photos that have masks, see :func:`boxes_of_mask`.
 
     Args:
         dataset (TaggedDataset): The photos and masks; its transform is not applied.
@@ -205,11 +205,11 @@ def true_boxes(
     Raises:
         InputError: If it has no masks.
     """
-    dataset = dataset.with_transform(None)
-    if len(dataset) and dataset.mask_path(0) is None:
+    there = [i for i in range(len(dataset)) if dataset.mask_path(i) is not None]
+    if len(dataset) and not there:
         raise InputError("True boxes come from masks; open the data set with_masks=True.")
-    rows = progress(range(len(dataset)), "true boxes", len(dataset))
-    return {dataset.image_ids[i]: boxes_of_mask(dataset[i]["mask"], min_pixels) for i in rows}
+    rows = progress(there, "true boxes", len(there))
+    return {dataset.image_ids[i]: boxes_of_mask(dataset.read_mask(i), min_pixels) for i in rows}
 
 
 def evaluate_boxes(

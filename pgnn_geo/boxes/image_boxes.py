@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_area, box_iou, clip_boxes_to_image
 
-from pgnn_geo.datasets.labels import first_of
+from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.ledger import SupervisionLedger
 

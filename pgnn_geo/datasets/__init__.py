@@ -1,6 +1,6 @@
 """Tagged photos: VOC 2012, any folder with a CSV, an embedded set; transforms; groups."""
 
-from pgnn_geo.datasets.base import Item, TaggedDataset, load_photo
+from pgnn_geo.datasets.base import Item, TaggedDataset
 from pgnn_geo.datasets.folder import TaggedFolder
 from pgnn_geo.datasets.groups import (
     ClassGroupSampler,
@@ -9,7 +9,9 @@ from pgnn_geo.datasets.groups import (
     partner_groups,
 )
 from pgnn_geo.datasets.labels import select_classes
+from pgnn_geo.datasets.photo_file import load_photo
 from pgnn_geo.datasets.shapes import SHAPES_CLASSES, Shapes
+from pgnn_geo.datasets.tag_csv import read_tag_csv
 from pgnn_geo.datasets.transforms import EvalTransform, SquareTransform, TrainTransform
 from pgnn_geo.datasets.voc import VOC2012
 from pgnn_geo.io.masks import VOC_CLASSES
@@ -30,5 +32,6 @@ __all__ = [
     "collate_groups",
     "load_photo",
     "partner_groups",
+    "read_tag_csv",
     "select_classes",
 ]

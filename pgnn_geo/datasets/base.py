@@ -1,7 +1,6 @@
 """What every data set of tagged photos shares: items, and one check of all files."""
 
 import copy
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -11,21 +10,18 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
 
-from pgnn_geo.datasets.labels import first_of
-from pgnn_geo.errors import InputError
+from pgnn_geo.datasets.listing import first_of
+from pgnn_geo.datasets.photo_file import as_rgb, load_photo, opened, orientation, turned_size
+from pgnn_geo.datasets.tags import check_classes
+from pgnn_geo.errors import InputError, note
 from pgnn_geo.io.masks import IGNORE, load_mask
 
 Item = dict[str, Any]
 Transform = Callable[[Item], Item]
-
-_PHOTO_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-_EXIF_ORIENTATION = 0x0112
 
 
 class TaggedDataset(Dataset[Item]):
@@ -33,7 +29,7 @@ class TaggedDataset(Dataset[Item]):
 
     An item is a dictionary: :obj:`image` (:math:`(3, H, W)`, uint8 before transforms),
     :obj:`tags` (:math:`(K)`, absent if the split has none), :obj:`mask` (:math:`(H, W)`, uint8;
-    0 background, 1..K, 255 ignore; only if asked for), :obj:`image_id`, :obj:`index`,
+    0 background, 1..K, 255 ignore; only if asked for and there), :obj:`image_id`, :obj:`index`,
     :obj:`size` (:math:`(H, W)` of the photo), and what the transforms show of it: :obj:`crop`
     (:math:`x_1, y_1, x_2, y_2` in pixels of the photo) and :obj:`flip`.
 
@@ -43,16 +39,20 @@ class TaggedDataset(Dataset[Item]):
         classes (sequence of str): :math:`K` foreground classes.
         tags (Tensor, optional): Multi-hot tags of shape :math:`(M, K)`.
         masks (sequence of Path, optional): :math:`M` palette or grey PNG files; read only if given.
+            :obj:`None` in place of a file says that this photo has no mask, see
+            :meth:`where_masked`.
         mask_labels (sequence of int, optional): Label in the files that means each class, by
             default 1..K.
         num_labels (int, optional): Foreground labels that the files may hold, by default
             :math:`K`; those of no class become 255.
         upright (bool): Turn photos as their EXIF orientation says.
         transform (callable, optional): Maps an item to an item.
+        max_pixels (int, optional): Largest photo that is read, see
+            :func:`~pgnn_geo.datasets.load_photo`.
 
     Raises:
-        InputError: If the arguments do not fit together. From an item: if its photo or mask
-            cannot be used.
+        InputError: If the arguments do not fit together, a class is called background, or there
+            are more than label images can tell. From an item: if its photo or mask cannot be used.
     """
 
     def __init__(
@@ -61,12 +61,14 @@ class TaggedDataset(Dataset[Item]):
         images: Sequence[Path],
         classes: Sequence[str],
         tags: Tensor | None,
-        masks: Sequence[Path] | None = None,
+        masks: Sequence[Path | None] | None = None,
         mask_labels: Sequence[int] | None = None,
         num_labels: int | None = None,
         upright: bool = False,
         transform: Transform | None = None,
+        max_pixels: int | None = None,
     ) -> None:
+        check_classes(classes)
         self.image_ids = list(image_ids)
         self.classes = tuple(classes)
         self.tags = tags
@@ -74,6 +76,7 @@ class TaggedDataset(Dataset[Item]):
         self._images = list(images)
         self._masks = None if masks is None else list(masks)
         self._upright = upright
+        self._max_pixels = max_pixels
         count, shape = len(self.image_ids), None if tags is None else tuple(tags.shape)
         if shape not in (None, (count, len(self.classes))):
             raise InputError(f"tags: shape {shape}, want {(count, len(self.classes))}")
@@ -96,7 +99,7 @@ class TaggedDataset(Dataset[Item]):
         return self._images[index]
 
     def mask_path(self, index: int) -> Path | None:
-        """The mask's file, :obj:`None` if masks were not asked for."""
+        """The mask's file, :obj:`None` if masks were not asked for or it has none."""
         return None if self._masks is None else self._masks[index]
 
     def photo_size(self, index: int) -> tuple[int, int]:
@@ -105,17 +108,12 @@ class TaggedDataset(Dataset[Item]):
         Raises:
             InputError: If the file is missing or its header cannot be read.
         """
-        path = self._images[index]
-        try:
-            with Image.open(path, formats=("JPEG", "PNG")) as image:
-                return _size_of(image, self._upright)
-        except FileNotFoundError as error:
-            raise InputError(f"photo '{path}' does not exist") from error
-        except _PHOTO_ERRORS as error:
-            raise InputError(f"photo '{path}' cannot be read: {error}") from error
+        with opened(self._images[index], self._max_pixels) as image:
+            return turned_size(image.size, orientation(image) if self._upright else 1)
 
     def __getitem__(self, index: int) -> Item:
-        image = tv_tensors.Image(load_photo(self._images[index], self._upright))
+        photo = load_photo(self._images[index], self._upright, self._max_pixels)
+        image = tv_tensors.Image(photo)
         height, width = image.shape[-2:]
         item: Item = {
             "image": image,
@@ -127,7 +125,7 @@ class TaggedDataset(Dataset[Item]):
         }
         if self.tags is not None:
             item["tags"] = self.tags[index]
-        if self._masks is not None:
+        if self.mask_path(index) is not None:
             item["mask"] = tv_tensors.Mask(self.read_mask(index, (height, width)))
         return item if self.transform is None else self.transform(item)
 
@@ -144,7 +142,8 @@ class TaggedDataset(Dataset[Item]):
         """
         if self._masks is None:
             raise InputError("This data set was opened without masks.")
-        path = self._masks[index]
+        if (path := self._masks[index]) is None:
+            raise InputError(f"image {self.image_ids[index]} has no mask; see where_masked()")
         mask = load_mask(path).numpy()
         if problem := self._mask_problem(mask, size or mask.shape):
             raise InputError(f"mask '{path}' {problem}")
@@ -171,6 +170,20 @@ class TaggedDataset(Dataset[Item]):
         other._masks = list(paths)
         other._table = _label_table(range(1, len(self.classes) + 1), len(self.classes))
         return other
+
+    def where_masked(self) -> Self:
+        """The photos that have masks, as a data set of its own: what there is to measure on.
+
+        Raises:
+            InputError: If no photo has one.
+        """
+        there = [i for i in range(len(self)) if self.mask_path(i) is not None]
+        if not there:
+            raise InputError(f"none of the {len(self)} photos has a mask")
+        if len(there) == len(self):
+            return self
+        note(f"{len(there)} of {len(self)} photos have true masks; the others are not measured")
+        return self.subset(there)
 
     def subset(self, indices: Sequence[int]) -> Self:
         """The photos of these indices, in this order, as a data set of its own.
@@ -224,53 +237,25 @@ class TaggedDataset(Dataset[Item]):
         if self.tags is not None and not self.tags[index].any():
             problems.append(f"image {self.image_ids[index]} has no tags")
         try:
-            with Image.open(path, formats=("JPEG", "PNG")) as image:
-                size = _size_of(image, self._upright)
+            with opened(path, self._max_pixels) as image:
+                raw = image.size
                 if decode:
                     # An eighth of the size: all of the file is still read, so that a missing
                     # end shows, but most of the arithmetic is left out.
                     image.draft(None, (1, 1))
-                    image.load()
-        except FileNotFoundError:
-            problems.append(f"photo '{path}' does not exist")
-        except _PHOTO_ERRORS as error:
-            problems.append(f"photo '{path}' cannot be decoded: {error}")
-        if self._masks is not None:
+                    as_rgb(image)
+                size = turned_size(raw, orientation(image) if self._upright else 1)
+        except InputError as error:
+            problems.append(str(error))
+        if (mask_path := self.mask_path(index)) is not None:
             try:
-                mask = load_mask(self._masks[index]).numpy()
+                mask = load_mask(mask_path).numpy()
             except InputError as error:
                 problems.append(str(error))
             else:
                 if problem := self._mask_problem(mask, size or mask.shape):
-                    problems.append(f"mask '{self._masks[index]}' {problem}")
+                    problems.append(f"mask '{mask_path}' {problem}")
         return problems
-
-
-def load_photo(path: str | os.PathLike[str], upright: bool = True) -> Tensor:
-    """Read a JPEG or PNG as RGB :math:`(3, H, W)`, uint8.
-
-    Args:
-        path (str or PathLike): The file; grey, palette and transparent images are converted.
-        upright (bool): Turn the photo as its EXIF orientation says. (default: :obj:`True`)
-
-    Raises:
-        InputError: If the file is missing or cannot be decoded.
-    """
-    try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
-            if upright:
-                ImageOps.exif_transpose(image, in_place=True)
-            return F.pil_to_tensor(image if image.mode == "RGB" else image.convert("RGB"))
-    except FileNotFoundError as error:
-        raise InputError(f"photo '{path}' does not exist") from error
-    except _PHOTO_ERRORS as error:
-        raise InputError(f"photo '{path}' cannot be decoded: {error}") from error
-
-
-def _size_of(image: Image.Image, upright: bool) -> tuple[int, int]:
-    """Height and width of an opened photo, as it is turned."""
-    turned = upright and image.getexif().get(_EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _label_table(mask_labels: Sequence[int], num_labels: int) -> NDArray[np.int16]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Sampler, default_collate
 
 from pgnn_geo.datasets.base import Item
-from pgnn_geo.datasets.labels import first_of
+from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.errors import InputError
 
 

@@ -1,8 +1,6 @@
-"""Class lists and the three places that image-level tags come from."""
+"""Class lists, tags from annotations and masks, and tags as numbers."""
 
-import csv
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
@@ -10,15 +8,11 @@ from xml.etree import ElementTree
 import torch
 from torch import Tensor
 
-from pgnn_geo.errors import InputError
+from pgnn_geo.datasets.listing import first_of, same_form
+from pgnn_geo.datasets.tag_csv import read_text
+from pgnn_geo.datasets.tags import clean_tags, is_background, note_similar
+from pgnn_geo.errors import InputError, note
 from pgnn_geo.io.masks import IGNORE, load_mask
-
-
-def first_of(names: Iterable[str], limit: int = 5) -> str:
-    """Name the first few offenders and count them all, for error messages."""
-    names = list(names)
-    shown = ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-    return f"{shown} ({len(names)} in all)"
 
 
 def select_classes(
@@ -36,7 +30,8 @@ def select_classes(
     """
     if classes is None:
         return tuple(catalogue)
-    names = [n.strip() for n in classes.split(",")] if isinstance(classes, str) else list(classes)
+    names = classes.split(",") if isinstance(classes, str) else list(classes)
+    names = [same_form(name.strip()) for name in names]
     if unknown := [repr(name) for name in names if name not in catalogue]:
         raise InputError(f"classes: unknown {first_of(unknown)}; valid: {', '.join(catalogue)}")
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -46,43 +41,24 @@ def select_classes(
     return tuple(names)
 
 
-def read_tag_csv(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
-    """Read tags from a CSV with the columns :obj:`image,labels`, labels separated by spaces.
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Read a list of classes: one name a line, that of label 1 first; names may hold spaces.
 
-    Args:
-        path (str or PathLike): UTF-8 file; other columns are ignored, an empty cell means no tags.
+    A first line ``background``, as other tools have it for label 0, is left out.
 
     Raises:
-        InputError: If the file cannot be read, lacks a column, or has torn or duplicate rows.
+        InputError: If the file cannot be read, is empty, or names a class twice.
     """
-    rows: dict[str, tuple[str, ...]] = {}
-    torn: list[str] = []
-    twice: list[str] = []
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as handle:  # -sig: Excel writes a BOM
-            reader = csv.DictReader(handle)
-            if not {"image", "labels"} <= set(reader.fieldnames or ()):
-                raise InputError(
-                    f"'{path}': header must have the columns image,labels; got {reader.fieldnames}"
-                )
-            for row in reader:
-                # DictReader files surplus cells under None and fills missing ones with None.
-                if None in row or not row["image"] or row["labels"] is None:
-                    torn.append(f"line {reader.line_num}")
-                    continue
-                if row["image"] in rows:
-                    twice.append(row["image"])
-                rows[row["image"]] = tuple(row["labels"].split())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"'{path}' cannot be read as CSV: {error}") from error
-    if torn:
-        raise InputError(
-            f"'{path}': rows that are not image,labels (labels are separated by spaces): "
-            f"{first_of(torn)}"
-        )
-    if twice:
-        raise InputError(f"'{path}': images with more than one row: {first_of(twice)}")
-    return rows
+    names = [same_form(line.strip()) for line in read_text(path).splitlines() if line.strip()]
+    if names and is_background(names[0]):
+        note(f"'{path}': {names[0]!r} is label 0; label 1 is the next")
+        del names[0]
+    if not names:
+        raise InputError(f"'{path}' names no class; want one name a line")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"'{path}': classes given more than once: {first_of(twice)}")
+    note_similar(names, f"'{path}'")
+    return tuple(names)
 
 
 def read_tag_xml(folder: Path, image_ids: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -108,7 +84,7 @@ def read_tag_xml(folder: Path, image_ids: Sequence[str]) -> dict[str, tuple[str,
         except (OSError, ElementTree.ParseError) as error:
             raise InputError(f"'{path}' cannot be read as a VOC annotation: {error}") from error
         tags[image_id] = tuple((obj.findtext("name") or "").strip() for obj in root.iter("object"))
-    return tags
+    return clean_tags(tags, f"'{folder}'")
 
 
 def read_tag_masks(

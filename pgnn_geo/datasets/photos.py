@@ -1,14 +1,15 @@
 """Photos without masks or classes of their own: files and folders, and tags for them."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from pgnn_geo.datasets.folder import list_photos, match_photos
-from pgnn_geo.datasets.labels import first_of, multi_hot, read_tag_csv
+from pgnn_geo.datasets.formats import read_tags
+from pgnn_geo.datasets.labels import multi_hot
+from pgnn_geo.datasets.listing import first_of, list_photos
 from pgnn_geo.errors import InputError
 
 StrPath = str | os.PathLike[str]
@@ -46,7 +47,7 @@ def find_photos(
     root = Path(os.path.commonpath([path if path.is_dir() else path.parent for path in given]))
     files: set[Path] = set()
     for path in given:
-        files |= {path / name for name in list_photos(path, None)} if path.is_dir() else {path}
+        files |= {path / name for name in list_photos(path)} if path.is_dir() else {path}
     hidden = [Path(folder).resolve() for folder in leave_out]
     photos: dict[str, Path] = {}
     for path in sorted(files):
@@ -78,8 +79,6 @@ def read_photo_tags(
     Raises:
         InputError: If the CSV cannot be read, lacks a photo or names an unknown class.
     """
-    rows = read_tag_csv(csv)
     names = [photo.path.relative_to(root).as_posix() for photo in photos]
-    files = match_photos(list(rows), dict.fromkeys(names), csv)
-    tags: Mapping[str, Sequence[str]] = dict(zip(files, rows.values(), strict=True))
+    tags = read_tags(csv, root, dict.fromkeys(names)).tags
     return multi_hot(tags, names, classes, f"'{csv}'")

@@ -10,13 +10,15 @@ from torchvision.datasets import VOCSegmentation
 
 from pgnn_geo.datasets.base import TaggedDataset, Transform
 from pgnn_geo.datasets.labels import (
-    first_of,
     multi_hot,
-    read_tag_csv,
+    read_classes,
     read_tag_masks,
     read_tag_xml,
     select_classes,
 )
+from pgnn_geo.datasets.listing import first_of, list_masks, match_rows, same_form
+from pgnn_geo.datasets.photo_file import PHOTO_SUFFIXES
+from pgnn_geo.datasets.tag_csv import read_tag_csv, read_text
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.masks import VOC_CLASSES
 
@@ -29,7 +31,8 @@ class VOC2012(TaggedDataset):
     Reads the standard layout: :obj:`JPEGImages`, :obj:`ImageSets/Segmentation/SPLIT.txt`, and
     :obj:`Annotations`, :obj:`image_labels.csv` or :obj:`SegmentationClass` for the tags. A
     :obj:`classes.txt` beside them (one name a line, label 1 first) replaces VOC's class names.
-    Photos are taken as stored, whatever their EXIF orientation: VOC's masks were drawn that way.
+    Photos may be PNG files too. They are taken as stored, whatever their EXIF orientation: VOC's
+    masks were drawn that way.
 
     Args:
         root (str or PathLike): The VOC2012 folder, VOCdevkit, or the folder that holds VOCdevkit.
@@ -45,10 +48,12 @@ class VOC2012(TaggedDataset):
             pixel), the path of a CSV, or :obj:`"auto"`: the first of the three that the folder
             has. :attr:`tag_source` says which it was. The sources agree on VOC's own masks; SBD's
             leave out some tagged objects.
-        with_masks (bool): Put masks into the items (for measuring only).
+        with_masks (bool): Put masks into the items of photos that have one (for measuring only).
         transform (callable, optional): Maps an item to an item.
         download (bool): Have :class:`torchvision.datasets.VOCSegmentation` download and unpack
             VOC 2012 into :obj:`root` if it is not there. SBD is not part of it.
+        max_pixels (int, optional): Largest photo that is read, see
+            :func:`~pgnn_geo.datasets.load_photo`.
 
     Raises:
         InputError: If :obj:`root` is not VOC, the split or a class is unknown, or the tags do not
@@ -64,19 +69,24 @@ class VOC2012(TaggedDataset):
         with_masks: bool = False,
         transform: Transform | None = None,
         download: bool = False,
+        max_pixels: int | None = None,
     ) -> None:
         self.root = _find_root(Path(root), download)
         self.split = split
         names = self.root / "classes.txt"
-        catalogue = tuple(names.read_text().split()) if names.is_file() else VOC_CLASSES
+        catalogue = read_classes(names) if names.is_file() else VOC_CLASSES
         chosen = select_classes(classes, catalogue)
         columns = [catalogue.index(name) for name in chosen]
 
-        image_ids = _read_split(self.root, split)
+        photos = _read_split(self.root, split)
+        image_ids, folders = list(photos), ["SegmentationClass"]
         if with_masks and split == "test":
             raise InputError("with_masks: the test split has no masks")
-        masks = [self._mask_file(image_id) for image_id in image_ids]
-        self.tag_source, hot = self._read_tags(tags, image_ids, masks, catalogue)
+        if split in _AUGMENTED:
+            folders.append("SegmentationClassAug")
+        there = {} if split == "test" else _masks(self.root, folders)
+        masks = [there.get(same_form(image_id)) for image_id in image_ids]
+        self.tag_source, hot = self._read_tags(tags, photos, masks, catalogue)
         if hot is not None:
             hot = hot[:, columns]
             if classes is not None:
@@ -87,19 +97,21 @@ class VOC2012(TaggedDataset):
                 raise InputError(f"'{self.root}': no image of '{split}' has any of {chosen}")
         super().__init__(
             image_ids,
-            [self.root / "JPEGImages" / f"{image_id}.jpg" for image_id in image_ids],
+            [self.root / "JPEGImages" / photos[image_id] for image_id in image_ids],
             chosen,
             hot,
             masks=masks if with_masks else None,
             mask_labels=[column + 1 for column in columns],
             num_labels=len(catalogue),
             transform=transform,
+            max_pixels=max_pixels,
         )
+        self._has_masks = any(masks)
 
     @property
     def has_masks(self) -> bool:
-        """Whether the folder holds masks of the split, to measure against."""
-        return self.split != "test" and self._mask_file(self.image_ids[0]).is_file()
+        """Whether the folder holds masks of photos of the split, to measure against."""
+        return self._has_masks
 
     def __repr__(self) -> str:
         return (
@@ -107,19 +119,14 @@ class VOC2012(TaggedDataset):
             f"classes={len(self.classes)}, tag_source={self.tag_source!r})"
         )
 
-    def _mask_file(self, image_id: str) -> Path:
-        augmented = self.root / "SegmentationClassAug" / f"{image_id}.png"
-        if self.split in _AUGMENTED and augmented.is_file():
-            return augmented
-        return self.root / "SegmentationClass" / f"{image_id}.png"
-
     def _read_tags(
         self,
         tags: str | os.PathLike[str],
-        image_ids: list[str],
-        masks: list[Path],
+        photos: dict[str, str],
+        masks: list[Path | None],
         catalogue: Sequence[str],
     ) -> tuple[str | None, Tensor | None]:
+        image_ids = list(photos)
         folder, table = self.root / "Annotations", self.root / "image_labels.csv"
         source = os.fspath(tags)
         if source == "auto":
@@ -129,7 +136,8 @@ class VOC2012(TaggedDataset):
         if source == "annotations":
             found, where = read_tag_xml(folder, image_ids), folder
         elif source == "masks":
-            found = read_tag_masks(dict(zip(image_ids, masks, strict=True)), catalogue)
+            there = {i: mask for i, mask in zip(image_ids, masks, strict=True) if mask}
+            found = read_tag_masks(there, catalogue)
             where = self.root / "SegmentationClass"
         else:
             where = table if source == "csv" else Path(source)
@@ -137,7 +145,8 @@ class VOC2012(TaggedDataset):
                 raise InputError(
                     f"tags: no CSV '{where}'; want 'auto', 'annotations', 'csv', 'masks' or a file"
                 )
-            found, source = read_tag_csv(where), "csv"
+            rows, source = match_rows(read_tag_csv(where), photos.values(), where), "csv"
+            found = {i: rows[file] for i, file in photos.items() if file in rows}
         return source, multi_hot(found, image_ids, catalogue, f"'{where}'")
 
 
@@ -161,7 +170,17 @@ def _find_root(root: Path, download: bool) -> Path:
     return found
 
 
-def _read_split(root: Path, split: str) -> list[str]:
+def _masks(root: Path, folders: Sequence[str]) -> dict[str, Path]:
+    """The masks in folders of VOC; where two have one of an image, the later's."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        if (root / folder).is_dir():
+            found |= list_masks(root / folder)
+    return found
+
+
+def _read_split(root: Path, split: str) -> dict[str, str]:
+    """The ids of a split, and the file of each in :obj:`JPEGImages`."""
     folder = root / "ImageSets" / "Segmentation"
     names = _AUGMENTED if split in _AUGMENTED else (split,)
     path = next((p for n in names if (p := folder / f"{n}.txt").is_file()), None)
@@ -170,11 +189,24 @@ def _read_split(root: Path, split: str) -> list[str]:
             f"split {split!r}: no '{folder / names[0]}.txt'; "
             f"there are: {', '.join(sorted(p.stem for p in folder.glob('*.txt')))}"
         )
-    # Lists of SBD also come as '/JPEGImages/ID.jpg /SegmentationClassAug/ID.png'.
-    lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
-    image_ids = [words[0].rsplit("/", 1)[-1].removesuffix(".jpg") for words in lines]
+    files = {}
+    for name in sorted(os.listdir(root / "JPEGImages"), key=lambda name: name.endswith(".jpg")):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in PHOTO_SUFFIXES:  # where there are two, the .jpg
+            files[same_form(stem)] = name
+    image_ids = []
+    for line in filter(None, map(str.strip, read_text(path).splitlines())):
+        # Lists of SBD also come as '/JPEGImages/ID.jpg /SegmentationClassAug/ID.png'.
+        whole, first = (_image_id(text) for text in (line, line.split()[0]))
+        image_ids.append(whole if same_form(whole) in files else first)
     if not image_ids:
         raise InputError(f"'{path}' names no image")
-    if twice := [i for i, count in Counter(image_ids).items() if count > 1]:
+    if twice := [i for i, count in Counter(map(same_form, image_ids)).items() if count > 1]:
         raise InputError(f"'{path}': images named more than once: {first_of(twice)}")
-    return image_ids
+    return {i: files.get(same_form(i), f"{i}.jpg") for i in image_ids}
+
+
+def _image_id(text: str) -> str:
+    name = text.rsplit("/", 1)[-1]
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in PHOTO_SUFFIXES else name

@@ -1,5 +1,6 @@
 """Masks of folders of photos: decoded ahead of the network, written behind it, resumable."""
 
+import errno
 import hashlib
 import json
 import os
@@ -16,11 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from pgnn_geo.datasets import load_photo
+from pgnn_geo.datasets.photo_file import count_pixels
 from pgnn_geo.datasets.photos import Photo, StrPath, find_photos, read_photo_tags
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.inference.segmenter import Segmenter
-from pgnn_geo.io.files import atomic_write, first_difference, write_json
+from pgnn_geo.io.files import atomic_write, first_difference, mark_results, write_json
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.labels.refine import RefinementName, build_refinement
 from pgnn_geo.nn.photo_views import MAX_SIDE, check_scales, shrink
@@ -78,6 +80,7 @@ def predict_folder(
     probabilities: bool = False,
     tags: StrPath | None = None,
     progress: Progress = no_progress,
+    max_pixels: int | None = None,
 ) -> Predicted:
     r"""Write :obj:`masks/ID.png` of every photo: VOC palette, the photo's own size, upright.
 
@@ -100,6 +103,8 @@ def predict_folder(
         tags (str or PathLike, optional): CSV with the columns :obj:`image,labels` of what is in
             each photo; other classes are left out. (default: :obj:`None`)
         progress (callable, optional): Progress display.
+        max_pixels (int, optional): Largest photo that is read, see
+            :func:`~pgnn_geo.datasets.load_photo`.
 
     Raises:
         InputError: If there are no photos, the tags do not fit, or :obj:`out` cannot be written or
@@ -110,25 +115,37 @@ def predict_folder(
     root, found = find_photos(photos, [out / name for name in (MASKS, OVERLAYS, PROBABILITIES)])
     hot = None if tags is None else read_photo_tags(tags, root, found, segmenter.classes)
     _claim(out, segmenter, root, config, tags)
-    steps = _Steps(segmenter, out, config, overlays, probabilities)
+    steps = _Steps(segmenter, out, config, overlays, probabilities, max_pixels)
     todo = [i for i, photo in enumerate(found) if not steps.are_done(photo)]
     problems: dict[int, str] = {}
+
+    def finish(i: int, _: int, task: Future[None]) -> None:
+        """Wait for files; a name that is too long there does not stop the other photos."""
+        try:
+            task.result()
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            problems[i] = f"photo '{found[i].path}': its name is too long for results in {out}"
+
     try:
+        for folder in steps.folders:
+            mark_results(folder)
         # One context around all photos: it keeps the weights that it converts.
         with ThreadPoolExecutor(_THREADS) as pool, autocast(config.precision, steps.device):
-            writing: deque[tuple[int, Future[None]]] = deque()
-            decoded = _read_ahead([found[i] for i in todo], steps.read)
+            writing: deque[tuple[int, int, Future[None]]] = deque()
+            decoded = _read_ahead([found[i] for i in todo], steps.read, max_pixels)
             for i, photo in zip(todo, progress(decoded, "predict", len(todo)), strict=True):
                 if isinstance(photo, str):
                     problems[i] = photo
                     continue
                 labels, maps = steps.predict(photo, None if hot is None else hot[i])
                 task = pool.submit(steps.write, found[i], photo.whole, labels, maps)
-                writing.append((labels.numel(), task))
-                while len(writing) > _PHOTOS_AHEAD or sum(n for n, _ in writing) > _PIXELS_AHEAD:
-                    writing.popleft()[1].result()
-            for _, task in writing:
-                task.result()
+                writing.append((i, labels.numel(), task))
+                while len(writing) > _PHOTOS_AHEAD or sum(w[1] for w in writing) > _PIXELS_AHEAD:
+                    finish(*writing.popleft())
+            while writing:
+                finish(*writing.popleft())
     except OSError as error:
         raise InputError(f"Output folder {out} cannot be written: {error}") from error
     done = [photo for i, photo in enumerate(found) if i not in problems]
@@ -151,13 +168,20 @@ class _Steps:
         config: PredictConfig,
         overlays: bool,
         probabilities: bool,
+        max_pixels: int | None,
     ) -> None:
+        self.max_pixels = max_pixels
         self.segmenter, self.config = segmenter, config
         self.device = segmenter.network.backbone.device
         self.refine = build_refinement(config.refine)
         self.masks = out / MASKS
         self.overlays = out / OVERLAYS if overlays else None
         self.probabilities = out / PROBABILITIES if probabilities else None
+
+    @property
+    def folders(self) -> list[Path]:
+        """Folders of the images that are wanted."""
+        return [folder for folder in (self.masks, self.overlays) if folder is not None]
 
     def files(self, photo: Photo) -> tuple[Path, Path | None, Path | None]:
         """Return the files of the mask, the overlay and the probabilities, if they are wanted."""
@@ -175,11 +199,9 @@ class _Steps:
     def read(self, photo: Photo) -> _Decoded | str:
         """Decode a photo; what is wrong with it is returned, for the report at the end."""
         try:
-            image = load_photo(photo.path)
+            image = load_photo(photo.path, max_pixels=self.max_pixels)
         except InputError as error:
             return str(error)
-        except Exception as error:  # Pillow lets other errors of broken files through
-            return f"photo '{photo.path}' cannot be decoded: {error!r}"
         height, width = image.shape[1:]
         whole = None if self.overlays is None else image
         return _Decoded(shrink(image, self.config.max_side), (height, width), whole)
@@ -228,7 +250,9 @@ class _Steps:
 
 
 def _read_ahead(
-    photos: Sequence[Photo], read: Callable[[Photo], _Decoded | str]
+    photos: Sequence[Photo],
+    read: Callable[[Photo], _Decoded | str],
+    max_pixels: int | None = None,
 ) -> Iterator[_Decoded | str]:
     """Yield photos in order, some decoded ahead in threads, as many as the memory is for."""
     waiting: deque[tuple[int, Future[_Decoded | str]]] = deque()
@@ -236,7 +260,7 @@ def _read_ahead(
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
             for photo in photos:
-                pixels = _count_pixels(photo.path)
+                pixels = count_pixels(photo.path, max_pixels)
                 while waiting and (len(waiting) >= _PHOTOS_AHEAD or used + pixels > _PIXELS_AHEAD):
                     freed, future = waiting.popleft()
                     yield future.result()
@@ -247,14 +271,6 @@ def _read_ahead(
                 yield waiting.popleft()[1].result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _count_pixels(path: Path) -> int:
-    try:
-        with Image.open(path, formats=("JPEG", "PNG")) as image:
-            return image.width * image.height
-    except Exception:  # it is reported when the photo is decoded
-        return 0
 
 
 def _claim(

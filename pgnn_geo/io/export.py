@@ -3,7 +3,7 @@
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.io.files import atomic_write
+from pgnn_geo.io.files import atomic_write, mark_results
 from pgnn_geo.io.masks import IGNORE, VOC_CLASSES, save_mask
 
 LabelImages = Iterable[tuple[str, Tensor | ArrayLike]]
@@ -46,7 +46,7 @@ def write_coco(
     images: dict[str, dict[str, Any]] = {}
     annotations: list[dict[str, Any]] = []
     for image_id, mask in masks:
-        array = _label_image(mask, image_id, len(classes))
+        array = check_labels(mask, image_id, len(classes))
         if image_id in images:
             raise InputError(f"image id '{image_id}' comes twice")
         number = len(images) + 1
@@ -100,27 +100,64 @@ def read_coco(path: str | os.PathLike[str], classes: Sequence[str]) -> Iterator[
         InputError: If the file is not COCO JSON, names a category that is not one of
             :obj:`classes`, or :obj:`pycocotools` is missing.
     """
-    coco_api = _pycocotools().coco
+    api = _pycocotools()
     try:
         with redirect_stdout(io.StringIO()):  # it reports its progress by print
-            coco = coco_api.COCO(os.fspath(path))
+            coco = api.coco.COCO(os.fspath(path))
         categories = {entry["id"]: entry["name"] for entry in coco.dataset["categories"]}
-        images = coco.dataset["images"]
+        images = {
+            entry["id"]: (str(entry["file_name"]), int(entry["height"]), int(entry["width"]))
+            for entry in coco.dataset["images"]
+        }
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-        raise InputError(f"'{path}' cannot be read as COCO JSON: {error!r}") from error
+        raise InputError(
+            f"'{path}' cannot be read as COCO JSON: {error!r}; want images with id, file_name, "
+            "height and width, categories with id and name, annotations with id, image_id and "
+            "category_id"
+        ) from error
     labels = {name: label for label, name in enumerate(classes, start=1)}
-    for image in images:
-        mask = np.zeros((image["height"], image["width"]), dtype=np.uint8)
-        for entry in sorted(coco.imgToAnns[image["id"]], key=lambda entry: -entry["area"]):
-            name = str(categories.get(entry["category_id"]))
-            if not entry.get("iscrowd", 0) and name not in labels:
-                raise InputError(
-                    f"annotation {entry['id']} of '{path}' has category {name!r}; want one of "
-                    f"{list(classes)}"
-                )
-            value = IGNORE if entry.get("iscrowd", 0) else labels[name]
-            mask[coco.annToMask(entry) > 0] = value
-        yield Path(image["file_name"]).stem, torch.from_numpy(mask)
+    for number, (name, height, width) in images.items():
+        regions = [
+            (_region(coco, entry, path), _coco_label(entry, categories, labels, path))
+            for entry in coco.imgToAnns[number]
+        ]
+        mask = np.zeros((height, width), dtype=np.uint8)
+        for region, label in sorted(regions, key=lambda pair: -int(pair[0].sum())):
+            mask[region] = label
+        yield Path(name).stem, torch.from_numpy(mask)
+
+
+def _coco_label(
+    entry: Mapping[str, Any],
+    categories: Mapping[int, str],
+    labels: Mapping[str, int],
+    path: str | os.PathLike[str],
+) -> int:
+    if entry.get("iscrowd", 0):
+        return IGNORE
+    name = str(categories.get(entry.get("category_id", -1)))
+    if name not in labels:
+        raise InputError(
+            f"annotation {entry.get('id')} of '{path}' has category {name!r}; want one of "
+            f"{list(labels)}"
+        )
+    return labels[name]
+
+
+def _region(coco: Any, entry: Mapping[str, Any], path: str | os.PathLike[str]) -> NDArray[np.bool_]:
+    """The pixels of an annotation :math:`(H, W)`; its area, which tools leave out, is theirs."""
+    if not entry.get("segmentation"):
+        raise InputError(
+            f"annotation {entry.get('id')} of '{path}' has no segmentation, at most a box, which "
+            "tells no pixels; export masks or polygons, or use the file for tags"
+        )
+    try:
+        return np.asarray(coco.annToMask(entry)) > 0
+    except Exception as error:  # of a library in C, which checks nothing before
+        raise InputError(
+            f"annotation {entry.get('id')} of '{path}' has a segmentation that is neither polygons "
+            f"nor RLE of its image: {error!r}"
+        ) from error
 
 
 def write_voc_submission(
@@ -147,14 +184,20 @@ def write_voc_submission(
     numbers = np.array([0, *(VOC_CLASSES.index(name) + 1 for name in classes)], dtype=np.uint8)
     folder = Path(root) / VOC_SUBMISSION
     for image_id, mask in masks:
-        array = _label_image(mask, image_id, len(classes))
+        array = check_labels(mask, image_id, len(classes))
         if (array == IGNORE).any():
             raise InputError(f"mask of image '{image_id}' holds 255; the VOC server takes 0..20")
         save_mask(folder / f"{image_id}.png", numbers[array])
+        mark_results(Path(root) / VOC_SUBMISSION.parts[0])
     return folder
 
 
-def _label_image(mask: Tensor | ArrayLike, image_id: str, num_classes: int) -> NDArray[Any]:
+def check_labels(mask: Tensor | ArrayLike, image_id: str, num_classes: int) -> NDArray[Any]:
+    """A label image :math:`(H, W)` as an array.
+
+    Raises:
+        InputError: If it is none, or holds other labels than 0..K and 255.
+    """
     array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
     if array.ndim != 2 or array.dtype.kind not in "iu":
         raise InputError(

@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+#: File in a folder of results: images in there, and below it, are never taken for photos.
+RESULT_MARK = ".pgnn_geo"
+
+_TEMPORARY = ".tmp-"
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
@@ -25,7 +30,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    # A name of its own: that of a file may be as long as the system allows.
+    descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=target.parent)
     try:
         with os.fdopen(descriptor, "wb") as handle:
             yield handle
@@ -39,28 +45,30 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
     """Fill a temporary folder beside :obj:`path` and rename it to :obj:`path` on success.
 
     A folder that stands there is replaced; on an exception it stays as it was.
 
     Args:
         path (str or PathLike): The folder.
+        sync (bool): Flush its files to disk before the rename. (default: :obj:`True`)
 
     Raises:
         OSError: If a folder cannot be made, written or replaced.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
     try:
         yield temporary
-        for file in temporary.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
+        for file in temporary.rglob("*") if sync else ():
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
         os.chmod(temporary, 0o777 & ~_umask())
         if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            old = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
             os.rename(target, old)  # onto an empty folder, which the system allows
             os.rename(temporary, target)
             shutil.rmtree(old)
@@ -69,6 +77,18 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def mark_results(folder: str | os.PathLike[str]) -> None:
+    """Mark a folder as one of results, see :obj:`RESULT_MARK`; it is made if it is missing.
+
+    Raises:
+        OSError: If it cannot be made or written.
+    """
+    path = Path(folder, RESULT_MARK)
+    if not path.is_file():
+        with atomic_write(path) as handle:
+            handle.write(b"Results of pgnn_geo: images in this folder are not read as photos.\n")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

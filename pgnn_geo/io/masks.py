@@ -1,12 +1,12 @@
 """Label images on disk: PNG files with the PASCAL VOC palette, 255 meaning ignore."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
@@ -77,14 +77,17 @@ def load_mask(path: str | os.PathLike[str]) -> Tensor:
         InputError: If the file is missing, damaged, or neither a palette nor a grey 8-bit PNG.
     """
     try:
-        with Image.open(Path(path), formats=("PNG",)) as image:
+        # Not by Image.open: as large as a photo may be, so may its mask be.
+        with open(path, "rb") as handle, PngImageFile(handle, os.fspath(path)) as image:
             if image.mode not in ("P", "L"):
                 raise InputError(
                     f"mask '{path}' has mode {image.mode}; want a palette (P) or grey (L) PNG "
                     "whose values are labels"
                 )
             return torch.from_numpy(np.array(image))
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"mask '{path}' does not exist") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except Exception as error:  # Pillow lets struct, zlib and other errors of its own through
         raise InputError(f"mask '{path}' cannot be read as PNG: {error}") from error

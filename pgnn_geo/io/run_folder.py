@@ -2,6 +2,7 @@
 
 import json
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import track
 
-from pgnn_geo.errors import InputError
+from pgnn_geo.errors import InputError, InputNote
 from pgnn_geo.io.files import first_difference, write_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-console = Console()
+console = Console(markup=False, emoji=False)  # names of files and classes are no markup
 
 #: Seconds between two lines of progress where there is no terminal.
 LINE_EVERY = 30.0
@@ -64,6 +65,25 @@ def _lines(iterable: Iterable[Any], title: str, total: int) -> Iterator[Any]:
             console.print(f"{title}: {done} of {total}, {left:.0f} s left", highlight=False)
             last = now
         yield item
+
+
+@contextmanager
+def notes_as_lines() -> Iterator[None]:
+    """Print each :class:`~pgnn_geo.errors.InputNote` once, as a line of its own."""
+    said: set[str] = set()
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def line(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+            if not issubclass(category, InputNote):
+                show(message, category, *rest, **named)
+            elif str(message) not in said:
+                said.add(str(message))
+                console.print(f"note: {message}", highlight=False, soft_wrap=True)
+
+        warnings.simplefilter("always", InputNote)
+        warnings.showwarning = line
+        yield
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.graph.checks import describe
+from pgnn_geo.nn import checks
 
 
 class ClassEmbedding(nn.Module):
@@ -55,10 +55,7 @@ class ClassEmbedding(nn.Module):
         Raises:
             InputError: If the classes are not integers, one for each node.
         """
-        if node_class.shape != x.shape[:1] or node_class.dtype not in (torch.long, torch.int):
-            raise InputError(
-                f"`node_class`: expected integers [{x.size(0)}], got {describe(node_class)}"
-            )
+        checks.classes(node_class, x)
         row = nn.functional.embedding(node_class, self.weight)  # [V, C]
         return x + row.view(*row.shape, *[1] * (x.dim() - 2))
 
@@ -114,13 +111,3 @@ class ClassRelation(nn.Module):
 
     def __repr__(self) -> str:
         return f"{self.__class__.__name__}(heads={self.heads})"
-
-
-def check_classes(node_class: Tensor, num_classes: int) -> None:
-    """Raise unless classes are in 0, ..., K; on the CPU only, where looking is not waiting."""
-    if node_class.is_cpu and node_class.numel() and not torch.compiler.is_compiling():
-        low, high = (int(v) for v in node_class.aminmax())
-        if low < 0 or high > num_classes:
-            raise InputError(
-                f"`node_class`: expected 0 (background) to {num_classes}, got {low} to {high}"
-            )

@@ -2,16 +2,15 @@
 
 from typing import Any, Literal, Optional
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.typing import Adj, OptTensor, PairTensor
-from torch_geometric.utils import is_sparse, softmax
+from torch_geometric.utils import softmax
 
 from pgnn_geo.errors import InputError, expect
-from pgnn_geo.graph.checks import describe
+from pgnn_geo.nn import checks
 from pgnn_geo.nn.channel_linear import ChannelLinear
 from pgnn_geo.nn.class_embedding import ClassRelation
 from pgnn_geo.nn.dense_attention import group_attention, make_groups
@@ -166,9 +165,11 @@ class ComplementaryConv(MessagePassing):
         c_source, c_target = node_class if pair else (node_class, node_class)
         if self.class_module is None:
             c_source = c_target = None
-        self._check_nodes("x[0]" if bipartite else "x", x_source, self.lin_key, c_source)
+        elif c_source is None or c_target is None:
+            raise InputError("`node_class`: expected integers [V], one class per node, got None")
+        checks.nodes("x[0]" if bipartite else "x", x_source, self.lin_key, c_source)
         if bipartite:
-            self._check_nodes("x[1]", x_target, self.lin_query, c_target)
+            checks.nodes("x[1]", x_target, self.lin_query, c_target)
 
         H, C = self.heads, self.out_channels
         n_source = _mean(x_source)  # [V, C]
@@ -176,24 +177,25 @@ class ComplementaryConv(MessagePassing):
         query = self.lin_query(n_target).view(-1, H, C // H)
         key = self.lin_key(n_source).view(-1, H, C // H)
         value = self.lin_value(x_source)  # [V, C', *]
-        plain = is_plain(self, ComplementaryConv)
         dropout = self.dropout if self.training else 0.0
 
         if grouped:
             groups = make_groups(x_source, batch, batch_size, max_num_nodes)
-            if plain and not return_attention_weights:
+            if not return_attention_weights and is_plain(self, ComplementaryConv):
                 relation = self.class_module
                 out = group_attention(query, key, value, groups, dropout, relation, c_target)
                 return self.lin_out(out)
             edge_index = groups.edge_index(x_source.device)
         assert edge_index is not None
-        self._check_edges(edge_index, edge_attr, x_source)
+        checks.edges(edge_index, edge_attr, self.lin_edge, x_source.device)
         sizes = (key.size(0), query.size(0))
         expect(size is None or tuple(size) == sizes, "size", sizes, size)
 
-        value = value.flatten(1).unflatten(1, (H, -1))  # [V, H, D * P]: positions travel together
+        positions = x_source.shape[2:]
+        D = C // H * positions.numel()  # positions travel together
+        value = value.reshape(-1, H, D)
         direction = 1 if self.flow == "source_to_target" else -1
-        if plain and is_worthwhile(edge_index, value):
+        if is_worthwhile(edge_index, value) and is_plain(self, ComplementaryConv):
             source, target = edge_index.unbind()[::direction]
             classes = (None, None)
             if c_target is not None and c_source is not None:
@@ -215,7 +217,7 @@ class ComplementaryConv(MessagePassing):
             )
             # propagate_type: (value: Tensor, alpha: Tensor)
             out = self.propagate(edge_index, size=sizes, value=value, alpha=alpha)
-        out = self.lin_out(out.flatten(1).unflatten(1, (C, *x_source.shape[2:])))
+        out = self.lin_out(out.reshape(-1, C, *positions))
         return (out, (edge_index, alpha)) if return_attention_weights else out
 
     def edge_update(
@@ -250,45 +252,6 @@ class ComplementaryConv(MessagePassing):
             raise InputError(f"`edge_attr`: expected [E, {self.edge_dim}], got None")
         edge = self.lin_edge(edge_attr if edge_attr.dim() > 1 else edge_attr.unsqueeze(1))
         return edge if bias is None else edge + bias
-
-    def _check_nodes(self, name: str, x: Tensor, lin: Linear, node_class: OptTensor) -> None:
-        C, device = lin.in_channels if lin.in_channels > 0 else "C", lin.weight.device
-        if not isinstance(x, Tensor) or x.dim() < 2 or C not in ("C", x.size(1)):
-            raise InputError(f"`{name}`: expected [V, {C}, *], got {describe(x)}")
-        if x.device != device or not x.is_floating_point() or 0 in x.shape[1:]:
-            raise InputError(
-                f"`{name}`: expected floating-point features on {device} with at least one channel "
-                f"and position, got {describe(x)}"
-            )
-        if self.class_module is not None and (
-            not isinstance(node_class, Tensor)
-            or node_class.shape != x.shape[:1]
-            or node_class.dtype not in (torch.long, torch.int)
-            or node_class.device != device
-        ):
-            expected = f"integers [{x.size(0)}] on {device}, one class per node"
-            raise InputError(f"`node_class`: expected {expected}, got {describe(node_class)}")
-
-    def _check_edges(self, edge_index: Adj, edge_attr: OptTensor, x: Tensor) -> None:
-        if is_sparse(edge_index):  # checked by PyG; may carry the edge features itself
-            return
-        if (
-            not isinstance(edge_index, Tensor)
-            or edge_index.dim() != 2
-            or edge_index.size(0) != 2
-            or edge_index.dtype != torch.long
-            or edge_index.device != x.device
-        ):
-            expected = f"int64 [2, E] on {x.device}"
-            raise InputError(f"`edge_index`: expected {expected}, got {describe(edge_index)}")
-        E, D = edge_index.size(1), None if self.lin_edge is None else self.lin_edge.in_channels
-        if edge_attr is not None and D is not None:
-            shape = edge_attr.shape if edge_attr.dim() != 1 else (*edge_attr.shape, 1)
-            if len(shape) == 2 and shape[0] == E and D in (-1, shape[1]):
-                return
-        if edge_attr is not None or D is not None:
-            expected = "None" if D is None else f"[{E}, {D if D > 0 else 'D'}]"
-            raise InputError(f"`edge_attr`: expected {expected}, got {describe(edge_attr)}")
 
     def __repr__(self) -> str:
         channels = f"{self.in_channels}, {self.out_channels}"

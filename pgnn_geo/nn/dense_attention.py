@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.utils.checkpoint import checkpoint
 
-from pgnn_geo.errors import InputError
+from pgnn_geo.errors import InputError, expect
 from pgnn_geo.graph.checks import describe
 from pgnn_geo.graph.edges import complete_edge_index
 from pgnn_geo.nn.fusion import is_eager
@@ -57,11 +57,9 @@ def make_groups(
     """
     num_nodes = x.size(0)
     if batch is None:
-        if batch_size is None or batch_size < 1 or num_nodes % batch_size:
-            raise InputError(
-                f"`batch_size`: expected, without `batch`, a divisor of the {num_nodes} nodes, "
-                f"got {batch_size}"
-            )
+        assert batch_size is not None
+        fits = batch_size > 0 and num_nodes % batch_size == 0
+        expect(fits, "batch_size", f"a divisor of {num_nodes} nodes without `batch`", batch_size)
         return _equal(batch_size, num_nodes)
     if batch.shape != (num_nodes,) or batch.dtype != torch.long or batch.device != x.device:
         raise InputError(
@@ -103,19 +101,13 @@ def _sizes(batch: Tensor, batch_size: int | None, max_num_nodes: int | None) -> 
     sizes = count.tolist()
     if not sizes:
         return sizes
-    if len(sizes) > 1 and bool((ids.diff() <= 0).any()):
-        raise InputError(
-            "`batch`: expected sorted ids, got unsorted ones; the nodes of a group must stand "
-            "together"
-        )
-    low, high = int(ids[0]), int(ids[-1])
-    if low < 0 or (batch_size is not None and high >= batch_size):
-        raise InputError(f"`batch`: expected 0 to {batch_size} - 1, got groups {low} to {high}")
-    if max_num_nodes is not None and max(sizes) > max_num_nodes:
-        raise InputError(
-            f"`max_num_nodes`: expected at least {max(sizes)}, the largest group, "
-            f"got {max_num_nodes}"
-        )
+    if bool((ids.diff() <= 0).any()):
+        raise InputError("`batch`: expected sorted ids, groups one after the other, got unsorted")
+    low, high, most = int(ids[0]), int(ids[-1]), max(sizes)
+    fits = low >= 0 and (batch_size is None or high < batch_size)
+    expect(fits, "batch", f"0 to `batch_size`={batch_size} - 1", f"groups {low} to {high}")
+    fits = max_num_nodes is None or most <= max_num_nodes
+    expect(fits, "max_num_nodes", f"{most}, the largest group, or more", max_num_nodes)
     return sizes
 
 

@@ -20,7 +20,7 @@ from pgnn_geo.nn.fusion import is_eager
 BLOCK = 4096  # edges; their features stay in the cache
 #: Numbers in the values of all edges, E * H * D, from which on this is faster than messages, see
 #: benchmarks/README.md.
-LEAST = 1_000_000
+LEAST = 2_000_000
 
 
 class Ends:

@@ -8,8 +8,9 @@ from torch_geometric.data import Batch
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph import PatchGraphBuilder, stitch
 from pgnn_geo.graph.geometry import patch_class
+from pgnn_geo.nn import checks
 from pgnn_geo.nn.backbones import BackboneName, build_backbone
-from pgnn_geo.nn.class_embedding import ClassEmbedding, check_classes
+from pgnn_geo.nn.class_embedding import ClassEmbedding
 from pgnn_geo.nn.complementary_block import ComplementaryBlock
 from pgnn_geo.nn.decoder import ActivationName, AttentionDecoder, activate
 
@@ -215,7 +216,7 @@ class PGNN(nn.Module):
                 features, group=group, node_class=node_class, boxes=boxes, box_class=box_class
             )
             if self.config["class_embedding"] is not None:
-                check_classes(batch.node_class, self.num_classes)
+                checks.class_range(batch.node_class, self.num_classes)
             if self.class_embedding is not None:
                 batch.x = self.class_embedding(batch.x, batch.node_class)
             for block in self.blocks:

@@ -11,6 +11,7 @@ from torch_geometric.typing import Adj, OptTensor, PairTensor
 from torch_geometric.utils import scatter
 
 from pgnn_geo.errors import InputError
+from pgnn_geo.nn.fusion import is_plain
 
 KERNELS = ("cosine", "linear")
 
@@ -160,7 +161,8 @@ class CongenericPropagation(MessagePassing):
 
         Raises:
             InputError: If sizes disagree, :obj:`batch` is unsorted, not exactly one of
-                :obj:`edge_index` and :obj:`batch` is given, or hooks are to see the fused path.
+                :obj:`edge_index` and :obj:`batch` is given, or hooks or a subclass's methods are to
+                see the fused path.
         """
         if (edge_index is None) == (batch is None):
             raise InputError("give exactly one of edge_index and batch")
@@ -183,9 +185,9 @@ class CongenericPropagation(MessagePassing):
             out = self.propagate(edge_index, scores=(values, None), alpha=alpha, size=size)
         else:
             assert batch is not None
-            if self._is_observed():
+            if not is_plain(self, CongenericPropagation):
                 raise InputError(
-                    "hooks and explanations see edges only: call with "
+                    "hooks, explanations and methods of a subclass see edges only: call with "
                     "edge_index=complete_edge_index(ptr) instead of batch"
                 )
             groups = _pair(batch)
@@ -249,11 +251,6 @@ class CongenericPropagation(MessagePassing):
     @staticmethod
     def _linear(target: Tensor, source: Tensor, values: Tensor) -> Tensor:
         return (target @ (source.t() @ values)).to(values.dtype)
-
-    def _is_observed(self) -> bool:
-        names = ("propagate", "message", "aggregate", "message_and_aggregate", "edge_update")
-        hooks = [f"_{n}_forward_{when}" for n in names for when in ("pre_hooks", "hooks")]
-        return bool(self.explain) or any(getattr(self, hook) for hook in hooks)
 
     def __repr__(self) -> str:
         return (

@@ -10,7 +10,7 @@ from torch import Tensor
 from pgnn_geo.datasets import Item, TaggedDataset
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.stems import Progress, no_progress
-from pgnn_geo.io.files import write_json
+from pgnn_geo.io.files import mark_results, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.labels.mutual import mutual_complement
@@ -74,14 +74,15 @@ class MutualComplement(Callback):
             raise InputError(f"'confidence' must lie in (0, 1], got {confidence}.")
         if rule == "tags" and data.dataset.tags is None:
             raise InputError("The rule 'tags' needs image tags; this split has none.")
-        if truth is not None and truth.image_ids != data.dataset.image_ids:
-            raise InputError("The true masks must be of the training photos, in their order.")
+        if truth is not None and not set(truth.image_ids) <= set(data.dataset.image_ids):
+            raise InputError("The true masks must be of the training photos, or of some of them.")
         self.data = data
         self.folder = folder
         self.rule = rule
         self.start = start
         self.confidence = confidence
         self.truth = truth
+        self._true = {} if truth is None else {i: n for n, i in enumerate(truth.image_ids)}
         self.ledger = ledger or SupervisionLedger()
         self.progress = progress
         self.epoch = 0  # after which the labels of now were written; 0 is before the first
@@ -104,6 +105,7 @@ class MutualComplement(Callback):
         folder = self.epoch_folder(epoch)
         if trainer.is_global_zero:  # of the same epoch of a run that was cut off right here
             (folder / _RECORD).unlink(missing_ok=True)
+            mark_results(folder)
         photos = self.data.dataset.with_transform(None)
         config, network = self.data.config, pl_module.network
         matrix = ConfusionMatrix(len(photos.classes), photos.classes)
@@ -130,9 +132,9 @@ class MutualComplement(Callback):
                 after = self._complement(views, item, before)
                 save_mask(folder / f"{item['image_id']}.png", after)
                 counts += torch.tensor([after.numel(), (after != before).sum()])
-                if self.truth is not None:
-                    true = self.truth[index]["mask"].as_subclass(Tensor)
-                    matrix.update(after, true, item["image_id"])
+                place = self._true.get(item["image_id"])
+                if self.truth is not None and place is not None:
+                    matrix.update(after, self.truth.read_mask(place), item["image_id"])
         matrix.all_reduce()
         counts = trainer.strategy.reduce(counts.to(pl_module.device), reduce_op="sum")
         pixels, changed = (int(count) for count in counts.tolist())

@@ -31,7 +31,7 @@ def find_problems(data: DataConfig | None, network: NetworkChoice, devices: int 
     problems = []
     try:
         if data is not None:
-            problems += data.build(with_masks=data.has_masks()).check()
+            problems += data.check()
     except InputError as error:
         problems.append(str(error))
     try:

@@ -6,8 +6,12 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize_image
 
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.io.files import mark_results
 from pgnn_geo.io.masks import load_mask
 from pgnn_geo.viz.overlays import overlay, overlay_sheet
 
@@ -55,15 +59,16 @@ def label_sheets(
         photos (int): Photos shown, evenly spread over the data set. (default: :obj:`24`)
         rows (int): Photos per sheet. (default: :obj:`8`)
     """
+    mark_results(folder)
     count = min(photos, len(dataset))
     chosen = torch.linspace(0, len(dataset) - 1, count).round().long().tolist()
     pictures = []
     for index in chosen:
         item = dataset[index]
-        image = item["image"].as_subclass(torch.Tensor)
         masks = [load_mask(path / f"{item['image_id']}.png") for path in labels.values()]
         if "mask" in item:
             masks.append(item["mask"].as_subclass(torch.Tensor))
+        image, masks = _shrunk(item["image"].as_subclass(torch.Tensor), masks)
         pictures.append([image, *(overlay(image, mask) for mask in masks)])
     titles = ["photo", *labels, "truth"][: len(pictures[0])]
     return [
@@ -75,3 +80,13 @@ def label_sheets(
         )
         for start in range(0, count, rows)
     ]
+
+
+def _shrunk(image: Tensor, masks: list[Tensor], side: int = 1024) -> tuple[Tensor, list[Tensor]]:
+    """A photo and its labels at the size of a screen: painting takes floats."""
+    if max(image.shape[1:]) <= side:
+        return image, masks
+    size = [max(1, round(n * side / max(image.shape[1:]))) for n in image.shape[1:]]
+    nearest = InterpolationMode.NEAREST_EXACT
+    small = [resize_image(mask[None], size, interpolation=nearest)[0] for mask in masks]
+    return resize_image(image, size, antialias=True), small

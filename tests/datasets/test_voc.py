@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from pgnn_geo.datasets import VOC2012, VOC_CLASSES
-from pgnn_geo.errors import InputError
+from pgnn_geo.errors import InputError, InputNote
 from pgnn_geo.io.masks import load_mask, save_mask
 
 SIX = ("cat", "cow", "dog", "horse", "person", "sheep")
@@ -166,6 +166,69 @@ def test_class_names_may_come_with_the_folder(voc_tree: Path) -> None:
     (voc_tree / "classes.txt").write_text("\n".join(names))
     dataset = VOC2012(voc_tree, "train", tags="masks", classes=["thing11"])
     assert dataset.image_ids == ["2007_000002", "2007_000003"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_class_names_are_one_a_line(voc_tree: Path, encoding: str, end: str) -> None:
+    """Names hold spaces, and files byte-order marks; neither moves a label."""
+    names = ["traffic light", "fire hydrant", *(f"größe {k}" for k in range(18))]
+    (voc_tree / "classes.txt").write_bytes(f"{end.join(names)}{end}{end}".encode(encoding))
+    dataset = VOC2012(voc_tree, "train", tags="masks")
+    assert dataset.classes == tuple(names)
+    assert names_of(dataset, 1) == {names[VOC_CLASSES.index("dog")]}
+    assert VOC2012(voc_tree, "train", "größe 9", tags="masks").classes == ("größe 9",)
+
+
+def test_class_names_with_the_background(voc_tree: Path) -> None:
+    names = ["background", *VOC_CLASSES]
+    (voc_tree / "classes.txt").write_text("\n".join(names))
+    with pytest.warns(InputNote, match="'background' is label 0"):
+        assert VOC2012(voc_tree, "train").classes == VOC_CLASSES
+    (voc_tree / "classes.txt").write_text("\n".join([*VOC_CLASSES[:19], "background"]))
+    with pytest.raises(InputError, match=r"'background'.*label 0 is the background"):
+        VOC2012(voc_tree, "train", tags="masks")
+    (voc_tree / "classes.txt").write_text("cat\ndog\ncat\n")
+    with pytest.raises(InputError, match=r"classes\.txt': classes given more than once: cat"):
+        VOC2012(voc_tree, "train")
+    (voc_tree / "classes.txt").write_text(" \n")
+    with pytest.raises(InputError, match=r"classes\.txt' names no class"):
+        VOC2012(voc_tree, "train")
+
+
+def test_masks_are_not_demanded(voc_tree: Path) -> None:
+    """VOC's own train_aug without SBD's masks, say: the first photo has one, others have not."""
+    (voc_tree / "SegmentationClass" / "2007_000002.png").unlink()
+    dataset = VOC2012(voc_tree, "train_aug", with_masks=True)
+    assert dataset.has_masks and len(dataset) == 4 and dataset.check() == []
+    assert "mask" not in dataset[1] and dataset.mask_path(1) is None
+    with pytest.raises(InputError, match="2007_000002 has no mask"):
+        dataset.read_mask(1)
+    with pytest.warns(InputNote, match="3 of 4 photos have true masks"):
+        truth = dataset.where_masked()
+    assert truth.image_ids == ["2007_000001", "2007_000003", "2007_000004"]
+    assert all("mask" in item for item in truth)
+    (voc_tree / "SegmentationClass" / "2007_000001.png").unlink()  # now the first has none
+    assert VOC2012(voc_tree, "train").has_masks
+    shutil.rmtree(voc_tree / "SegmentationClass")
+    none = VOC2012(voc_tree, "train", with_masks=True)
+    assert not none.has_masks and none.check() == []
+    with pytest.raises(InputError, match="none of the 3 photos has a mask"):
+        none.where_masked()
+
+
+def test_lists_and_photos_of_other_programs(voc_tree: Path) -> None:
+    """Ids with spaces, a byte-order mark, other endings, and other Unicode forms."""
+    photos, lists = voc_tree / "JPEGImages", voc_tree / "ImageSets" / "Segmentation"
+    for old, new in {"1.jpg": "my photo.jpg", "2.jpg": "gro\u0308ße.JPG", "3.jpg": "c.png"}.items():
+        (photos / f"2007_00000{old}").rename(photos / new)
+    (lists / "mine.txt").write_text("my photo\r\ngröße.jpg\r\nc 1\r\n", encoding="utf-8-sig")
+    csv = voc_tree / "mine.csv"
+    csv.write_text("image,labels\nmy photo.jpg,cat\ngröße,dog\nc.png,sofa\nother,cow\n")
+    dataset = VOC2012(voc_tree, "mine", tags=csv)
+    assert dataset.image_ids == ["my photo", "größe", "c"]
+    assert [names_of(dataset, i) for i in range(3)] == [{"cat"}, {"dog"}, {"sofa"}]
+    assert dataset.check() == []
 
 
 @pytest.mark.voc6

@@ -18,6 +18,7 @@ from pgnn_geo.inference import predict
 from pgnn_geo.inference.predict import PredictConfig, predict_folder
 from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io import read_coco
+from pgnn_geo.io.files import RESULT_MARK
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import load_mask, voc_palette
 from pgnn_geo.labels import build_refinement
@@ -56,7 +57,8 @@ def photos(tmp_path):
 
 
 def files(folder):
-    return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("*.*")}
+    found = (path for path in folder.rglob("*.*") if path.name != RESULT_MARK)
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in found}
 
 
 def test_a_folder(segmenter, photos, tmp_path):
@@ -250,7 +252,7 @@ def test_the_command(model, photos, tmp_path):
             model,
             *("--photos", str(photos / "a.jpg"), str(photos / "sub"), str(photos / "broken.jpg")),
             *("--out", str(out), "--overlays", "--scales", "0.5", "1", "--max-side", "64"),
-            *("--coco", str(out / "masks.json")),
+            *("--coco", str(out / "masks.json"), "--export", "coco,cityscapes"),
         ),
         capture_output=True,
         text=True,
@@ -263,6 +265,12 @@ def test_the_command(model, photos, tmp_path):
     assert set(files(out / "masks")) == set(files(out / "overlays")) == names
     read = read_coco(out / "masks.json", CLASSES)
     assert [name for name, _ in read] == ["a", "a", "c"]
+    exported = out / "exports" / "coco" / "annotations.json"
+    assert exported.read_bytes() == (out / "masks.json").read_bytes()
+    ids = out / "exports" / "cityscapes" / "gtFine" / "train"
+    for name in names:
+        with Image.open(ids / f"{name[:-4]}_gtFine_labelTrainIds.png") as image:
+            assert np.array_equal(np.asarray(image), load_mask(out / "masks" / name).numpy())
     settings = json.loads((out / "predict.json").read_text())["settings"]
     assert settings["scales"] == [0.5, 1.0] and settings["max_side"] == 64
 

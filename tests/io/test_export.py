@@ -79,6 +79,41 @@ def test_polygons_and_other_numbers_of_another_tool(tmp_path):
         list(read_coco(path, ["cat"]))
 
 
+def test_coco_records_that_lack_something(tmp_path):
+    """Areas are those of the pixels; what has no pixels is one error that names it."""
+    pytest.importorskip("pycocotools")
+    square = {"id": 1, "image_id": 7, "category_id": 1, "segmentation": [[1, 1, 7, 1, 7, 7, 1, 7]]}
+    inner = {**square, "id": 2, "category_id": 3, "segmentation": [[3, 3, 5, 3, 5, 5, 3, 5]]}
+    counts = {**square, "id": 3, "segmentation": {"size": [8, 8], "counts": [60, 4]}}
+    path = tmp_path / "tool.json"
+
+    def read(*annotations, **image):
+        entry = {"id": 7, "file_name": "a.jpg", "width": 8, "height": 8, **image}
+        categories = [{"id": k, "name": name} for k, name in enumerate(CLASSES, start=1)]
+        document = {"images": [entry], "annotations": annotations, "categories": categories}
+        path.write_text(json.dumps(document))
+        ((_, mask),) = read_coco(path, CLASSES)
+        return mask
+
+    expected = torch.zeros(8, 8).byte()
+    expected[1:7, 1:7] = 1
+    expected[3:5, 3:5] = 3
+    expected[4:, 7] = 1
+    for order in ((square, inner, counts), (inner, counts, square)):
+        assert torch.equal(read(*order), expected)
+    for lacks in ({"segmentation": []}, {"segmentation": None}, {"segmentation": {}}):
+        with pytest.raises(InputError, match=r"annotation 1 of .*tool\.json' has no segmentation"):
+            read({**square, **lacks, "bbox": [1, 1, 6, 6], "area": 36})
+    with pytest.raises(InputError, match=r"annotation 1 .* has no segmentation"):
+        read({name: square[name] for name in ("id", "image_id", "category_id")})
+    with pytest.raises(InputError, match=r"annotation 1 .* neither polygons"):
+        read({**square, "segmentation": [[1, 2]]})
+    with pytest.raises(InputError, match=r"COCO JSON: KeyError\('category_id'\).*annotations with"):
+        read({"id": 1, "image_id": 7, "segmentation": square["segmentation"]})
+    with pytest.raises(InputError, match=r"COCO JSON.*height"):
+        read(square, height=None)
+
+
 def test_coco_errors(tmp_path, monkeypatch):
     pytest.importorskip("pycocotools")
     path, mask = tmp_path / "a.json", torch.zeros(2, 2).long()

@@ -1,8 +1,17 @@
 import os
 
+import numpy as np
 import pytest
 
-from pgnn_geo.io.files import atomic_folder, atomic_write, first_difference, write_json
+from pgnn_geo.io.files import (
+    RESULT_MARK,
+    atomic_folder,
+    atomic_write,
+    first_difference,
+    mark_results,
+    write_json,
+)
+from pgnn_geo.io.masks import save_mask
 
 
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -44,6 +53,22 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
     with atomic_folder(folder) as temporary:
         (temporary / "b").write_text("second")
     assert os.listdir(folder) == ["b"] and os.listdir(folder.parent) == ["model"]
+
+
+def test_names_may_be_as_long_as_the_system_allows(tmp_path):
+    name = "x" * 251 + ".png"
+    save_mask(tmp_path / name, np.ones((2, 3), dtype=np.uint8))
+    umlauts = "ü" * 125 + ".json"
+    write_json(tmp_path / umlauts, 1)
+    with atomic_folder(tmp_path / ("y" * 255)) as temporary:
+        (temporary / "a").touch()
+    assert sorted(os.listdir(tmp_path)) == sorted([name, umlauts, "y" * 255])
+
+
+def test_a_folder_is_marked_as_one_of_results(tmp_path):
+    mark_results(tmp_path / "labels")
+    mark_results(tmp_path / "labels")
+    assert os.listdir(tmp_path / "labels") == [RESULT_MARK]
 
 
 def test_first_difference():

@@ -212,7 +212,7 @@ class TagBoxes:
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_boxes_of_all_photos_of_a_group(shapes, flip):
-    model = tiny(layers=1, box_size=3)
+    model = tiny(layers=1, box_size=3, class_embedding="attention")
     torch.nn.init.normal_(model.blocks[0].attention.class_module.weight)
     boxes = PhotoBoxes(TagBoxes(shapes), shapes)
     config = replace(CONFIG, partners=2, group_size=3, flip=flip)

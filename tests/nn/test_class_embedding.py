@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.nn import ClassEmbedding, ComplementaryConv
-from pgnn_geo.nn.class_embedding import ClassRelation, check_classes
+from pgnn_geo.nn import ClassEmbedding, ComplementaryConv, checks
+from pgnn_geo.nn.class_embedding import ClassRelation
 
 
 @pytest.mark.parametrize("positions", [(), (2,), (3, 2)])
@@ -30,7 +30,7 @@ def test_rows_are_added(positions):
 def test_bad_classes():
     for bad in ([0, 4], [-1, 0]):
         with pytest.raises(InputError, match=r"0 \(background\) to 3"):
-            check_classes(torch.tensor(bad), 3)
+            checks.class_range(torch.tensor(bad), 3)
     for node_class in (torch.tensor([0.0, 1.0]), torch.tensor([[0, 1]]), torch.tensor([0])):
         with pytest.raises(InputError, match=r"integers \[2\]"):
             ClassEmbedding(3, 5)(torch.randn(2, 5), node_class)

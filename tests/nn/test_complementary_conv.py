@@ -71,7 +71,7 @@ def test_groups_equal_message_passing(sizes, positions, hints, classes, last, dt
     assert out.shape == (batch.numel(), 8, *positions)
     torch.testing.assert_close(out, expected, **close)
     torch.testing.assert_close(out_too, expected, **close)
-    if last and len(positions) == 2 and len(x):
+    if last and len(positions) == 2 and len(x) > 1:
         assert out.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(edges, edge_index)
     torch.testing.assert_close(alpha, expected_alpha, **close)
@@ -337,7 +337,7 @@ def test_bad_input_is_named():
 def test_edges_out_of_range(least, shift, monkeypatch):
     monkeypatch.setattr(edge_attention, "LEAST", least)
     edge_index = complete_edge_index(torch.tensor([0, 6])) + shift
-    with pytest.raises((InputError, IndexError), match="got (-1|1 to 6|6)"):
+    with pytest.raises((InputError, IndexError), match=r"got (-1|1 to 6|6)"):
         ComplementaryConv(8, heads=2)(torch.randn(6, 8), edge_index)
 
 

@@ -235,7 +235,7 @@ def test_ranks_share_the_photos(labelled, tmp_path):
     assert written == [10, 20]
 
 
-def test_what_cannot_be_used(labelled, shapes):
+def test_what_cannot_be_used(labelled, shapes_root):
     data = SegmentationData(labelled, CONFIG)
     untagged = copy.copy(labelled)
     untagged.tags = None
@@ -246,7 +246,7 @@ def test_what_cannot_be_used(labelled, shapes):
     with pytest.raises(InputError, match="has none"):
         MutualComplement(SegmentationData(untagged, CONFIG), "labels", rule="tags")
     with pytest.raises(InputError, match="training photos"):
-        MutualComplement(data, "labels", truth=shapes.subset([0, 1]))
+        MutualComplement(data, "labels", truth=Shapes(shapes_root, "val", (20, 10), 64))
 
 
 def test_from_stems_the_prediction_is_the_segmenters(labelled, tmp_path):

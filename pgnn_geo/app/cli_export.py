@@ -1,0 +1,28 @@
+"""What the commands that leave label images share: exports of these for other tools."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.io.exports import Export, write_exports
+from pgnn_geo.io.run_folder import console
+
+
+def export_photos(
+    exports: Sequence[Export],
+    out: Path,
+    photos: Sequence[tuple[str, Path]],
+    labels: Path,
+    classes: Sequence[str],
+) -> None:
+    """Write label images into :obj:`out/exports` and say where, see :func:`write_exports`."""
+    for folder in write_exports(exports, out / "exports", photos, labels, classes):
+        console.print(f"export: {folder}", soft_wrap=True)
+
+
+def export_dataset(
+    exports: Sequence[Export], out: Path, dataset: TaggedDataset, labels: Path
+) -> None:
+    """Write the label images of a data set in the same way."""
+    photos = [(name, dataset.image_path(i)) for i, name in enumerate(dataset.image_ids)]
+    export_photos(exports, out, photos, labels, dataset.classes)
