@@ -127,7 +127,7 @@ def run(
         recipe: Where the values of all other options come from that are not given: "best", what
             measures best; "paper", the paper as it stands; "cam", the baseline; or a YAML file.
         cache: Folder where features are kept for other runs; without it they are not kept.
-        flow: "frozen": fit evidence to a pretrained backbone's features; "trained": train a network.
+        flow: "frozen": fit evidence to a pretrained backbone's features; "trained": train a net.
         model: "pgnn", or "cam" for the baseline alone.
         baseline: Make and measure the baseline as well.
         network: The network; of the frozen flow, its backbone.
@@ -137,7 +137,7 @@ def run(
         maps: How attention maps are inferred by a trained network.
         labels: How label images are made from the P-GNN's maps.
         cam_labels: How they are made from the baseline's.
-        patches: Nodes of a trained P-GNN's graph: cells of a "grid", or "boxes" and what they leave;
+        patches: Nodes of a trained P-GNN's graph: "grid" cells, or "boxes" and what they leave;
             "none": there is no graph, and the maps are completed by propagation alone.
         box_source: Where boxes come from: "attention", the maps of the CAM, completed; "detector",
             one trained on the tags into OUT/detector; or "file".
