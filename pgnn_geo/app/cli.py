@@ -388,7 +388,7 @@ def main(args: list[str] | None = None) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):  # which set INFO when imported
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        commands = [demo, run, train, label, segment, predict, evaluate, report, doctor]
+        commands: list[Any] = [demo, run, train, label, segment, predict, evaluate, report, doctor]
         with notes_as_lines():
             run_command("pgnn-geo", [*commands, detect, adjuster], {"run": recipe_file(args)}, args)
     except InputError as error:

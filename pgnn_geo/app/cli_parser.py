@@ -65,7 +65,7 @@ def run_command(
     subcommands = parser.add_subcommands(required=True)
     for command in commands:
         name, said = command.__name__, (inspect.getdoc(command) or "").split("\n")[0]
-        files = [str(recipes[name])] if name in recipes else []
+        files: list[Any] = [str(recipes[name])] if name in recipes else []
         options = Parser(description=said, default_config_files=files)
         options.add_argument("--config", action="config", help="YAML file of options")
         options.add_function_arguments(command, as_group=False, sub_configs=True)

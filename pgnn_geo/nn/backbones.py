@@ -2,7 +2,7 @@ r"""Backbone trunks: images in, one feature map at a chosen output stride out.""
 
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -264,7 +264,7 @@ class PackagedWeights(Enum):
 
 
 #: Weights by name: torchvision's or this package's.
-Weights = WeightsEnum | PackagedWeights
+Weights: TypeAlias = WeightsEnum | PackagedWeights
 
 #: The weights that ``weights="DEFAULT"`` stands for. VGG-16: the Caffe weights that the
 #: segmentation literature fine-tunes (only the ``features`` are used, and only they are stored).
