@@ -22,7 +22,7 @@ try:
     from pgnn_geo.app import pipeline, stage2
     from pgnn_geo.app.cli_export import export_dataset, export_photos
     from pgnn_geo.app.cli_measure import doctor, evaluate, exit_with, report
-    from pgnn_geo.app.cli_parser import command_parser
+    from pgnn_geo.app.cli_parser import run_command
     from pgnn_geo.app.config import (
         CAM_LABELS,
         FlowName,
@@ -127,8 +127,7 @@ def run(
         recipe: Where the values of all other options come from that are not given: "best", what
             measures best; "paper", the paper as it stands; "cam", the baseline; or a YAML file.
         cache: Folder where features are kept for other runs; without it they are not kept.
-        flow: "frozen": evidence is fitted to what a pretrained backbone says; "trained": a network
-            is trained on the tags.
+        flow: "frozen": fit evidence to a pretrained backbone's features; "trained": train a net.
         model: "pgnn", or "cam" for the baseline alone.
         baseline: Make and measure the baseline as well.
         network: The network; of the frozen flow, its backbone.
@@ -138,8 +137,8 @@ def run(
         maps: How attention maps are inferred by a trained network.
         labels: How label images are made from the P-GNN's maps.
         cam_labels: How they are made from the baseline's.
-        patches: Nodes of a trained P-GNN's graph: the cells of a "grid", or "boxes" and what they
-            leave; "none": there is no graph, and the maps are completed by propagation alone.
+        patches: Nodes of a trained P-GNN's graph: "grid" cells, or "boxes" and what they leave;
+            "none": there is no graph, and the maps are completed by propagation alone.
         box_source: Where boxes come from: "attention", the maps of the CAM, completed; "detector",
             one trained on the tags into OUT/detector; or "file".
         box_file: That file, COCO results; only with --box_source file.
@@ -166,9 +165,8 @@ def run(
         training = recipe_with(segment, segment_train)
         rewriting = mutual, mutual_start, mutual_confidence
         stage2_config = Stage2Config(eval_split, segment_network, training, *rewriting)
-    photos = DataConfig(root=root, **source)
     config = RunConfig(
-        data=photos,
+        data=DataConfig(root=root, **source),
         flow=flow,
         model=model,
         baseline=baseline,
@@ -183,7 +181,7 @@ def run(
         patches=boxes if patches == "boxes" else patches,
     )
     pipeline.run(config, Path(out), None if cache is None else Path(cache))
-    export_dataset(exports, Path(out), photos.build(), Path(out) / model / "labels")
+    export_dataset(exports, Path(out), config.data.build(), Path(out) / config.model / "labels")
 
 
 def _check_graph(patches: str, network: ModelConfig) -> None:
@@ -365,13 +363,8 @@ def main(args: list[str] | None = None) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         commands: list[Any] = [demo, run, train, label, segment, predict, evaluate, report, doctor]
-        commands += [detect, adjuster]
         with notes_as_lines():
-            parser = command_parser("pgnn-geo", commands, {"run": recipe_file(args)})
-            chosen = parser.instantiate(parser.parse_args(args))
-            options = chosen[chosen.subcommand].as_dict()
-            options.pop("config", None)
-            {command.__name__: command for command in commands}[chosen.subcommand](**options)
+            run_command("pgnn-geo", [*commands, detect, adjuster], {"run": recipe_file(args)}, args)
     except InputError as error:
         print(f"pgnn-geo: error: {error}", file=sys.stderr)
         sys.exit(2)

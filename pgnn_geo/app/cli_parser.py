@@ -4,7 +4,6 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +47,30 @@ def _is_list(text: str) -> bool:
     return text.startswith("[") and text.endswith("]")
 
 
-def command_parser(
-    program: str, commands: Sequence[Callable[..., None]], recipes: Mapping[str, Path]
-) -> Parser:
-    """Return the parser of a program whose commands are functions.
+def run_command(
+    program: str,
+    commands: Sequence[Callable[..., None]],
+    recipes: Mapping[str, Path],
+    args: Sequence[str] | None = None,
+) -> None:
+    """Run the command that arguments name; each command is a function.
 
     Args:
-        program (str): Its name.
+        program (str): Name of the program.
         commands (sequence of callable): The commands; their arguments are the options.
         recipes (mapping): For a command's name, a YAML file of its options' default values.
+        args (sequence of str, optional): The arguments; those of the program if not given.
     """
     parser = Parser(prog=program)
     subcommands = parser.add_subcommands(required=True)
     for command in commands:
         name, said = command.__name__, (inspect.getdoc(command) or "").split("\n")[0]
-        files: list[str | PathLike[Any]] = [recipes[name]] if name in recipes else []
+        files: list[Any] = [recipes[name]] if name in recipes else []
         options = Parser(description=said, default_config_files=files)
         options.add_argument("--config", action="config", help="YAML file of options")
         options.add_function_arguments(command, as_group=False, sub_configs=True)
         subcommands.add_subcommand(name, options, help=said)
-    return parser
+    chosen = parser.instantiate(parser.parse_args(args))
+    values = chosen[chosen.subcommand].as_dict()
+    values.pop("config", None)
+    {command.__name__: command for command in commands}[chosen.subcommand](**values)

@@ -125,12 +125,12 @@ class EvidenceModel(nn.Module):
             device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
         """
         start = TaggedMaps.empty(tags, features.shape[-1])
-        steps: dict[str, list[Step]] = {
+        named: dict[StepName, list[Step]] = {
             "evidence": [self._evidence_step],
             "prototypes": [from_prototypes(self.prototypes), within(self.propagation)],
             "classifier": [self._classifier_step, within(self.propagation)],
         }
-        return complete(features, start, steps[step], self.config.grid, device)
+        return complete(features, start, named[step], self.config.grid, device)
 
     def _evidence_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
         mean = self.propagation.mean
