@@ -123,7 +123,8 @@ class PatchGraphBuilder:
         """
         checks.features(features, self.check_finite)
         images = checks.images(group, images_per_group, features)
-        geometry = GroupGeometry(0, *features.shape[2:], self.grid or 0, self.background)
+        h, w = features.shape[2:]
+        geometry = GroupGeometry(0, h, w, self.grid or 0, self.background)
         nodes: int | list[int]  # in each image
         if self.box_size is None:
             checks.absent(boxes=boxes, box_class=box_class, because="`grid` is set")

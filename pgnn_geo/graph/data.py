@@ -126,7 +126,7 @@ def _flat(geometry: Any) -> list[GroupGeometry]:
 
 # The class that PyG makes for batches of `GroupData`. `Batch(_base_cls=GroupData)` looks it up
 # through a metaclass, which compilers do not follow.
-_GroupDataBatch = type(Batch(_base_cls=GroupData))
+_GroupDataBatch: Any = type(Batch(_base_cls=GroupData))
 
 
 def new_batch() -> Batch:
