@@ -32,6 +32,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     out.add_argument("--threads", type=int, default=2, help="threads of torch on the CPU")
     out.add_argument("--seconds", type=float, default=2.0, help="time spent on each rival")
     out.add_argument("--quick", action="store_true", help="smallest cases only")
+    out.add_argument("--readme", action="store_true", help="put the tables into README.md")
     out.add_argument(
         "--keep-memory", action="store_true", help="let the C library keep freed memory"
     )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from _common import Report, parser
+from _readme import paste
 from torch import Tensor
 from torch_geometric.data import Batch
 from torchvision.ops import roi_align
@@ -122,7 +123,7 @@ def main() -> None:
             "patch loop": lambda: patch_loop(features, grid),  # noqa: B023
             "stitch": lambda: stitch(batch),  # noqa: B023
         }
-        case = {"patches": f"grid {grid}", "images": images, "side": side}
+        case = {"what": "grid", "patches": f"grid {grid}", "images": images, "side": side}
         ratios = report.run(case, rivals, reference="copy")
         print(
             f"\nours / copy {ratios['ours']:.2f} (at most 2), "
@@ -137,7 +138,7 @@ def main() -> None:
     background = PatchGraphBuilder(box_size=7, background=True)
     batch = background(features, **groups, boxes=boxes)
     ratios = report.run(
-        {"patches": "8 boxes of 7", "images": 24, "side": 32},
+        {"what": "boxes", "patches": "8 boxes of 7", "images": 24, "side": 32},
         {
             "roi_align": lambda: roi_align(features, boxes, 7, aligned=True),
             "ours": lambda: plain(features, **groups, boxes=boxes),
@@ -155,6 +156,8 @@ def main() -> None:
         f"checks / ours {ratios['checks'] / ratios['ours']:.4f} (at most 0.02)"
     )
     report.write(x="side", where={"patches": "grid 4"})
+    if args.readme:
+        paste(report)
 
 
 if __name__ == "__main__":

@@ -251,7 +251,6 @@ def main() -> None:
     parts = ["complete", "growth", "groups", "ragged", "positions", "edges", "compile"]
     arguments = parser(__doc__)
     arguments.add_argument("--only", nargs="+", choices=parts, default=parts)
-    arguments.add_argument("--readme", action="store_true", help="put the tables into README.md")
     args = arguments.parse_args()
     report, quick = Report("conv", args), args.quick
     if "complete" in args.only:
