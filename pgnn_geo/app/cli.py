@@ -364,7 +364,9 @@ def main(args: list[str] | None = None) -> None:
     try:
         commands: list[Any] = [demo, run, train, label, segment, predict, evaluate, report, doctor]
         with notes_as_lines():
-            run_command("pgnn-geo", [*commands, detect, adjuster], {"run": recipe_file(args)}, args)
+            given = sys.argv[1:] if args is None else args
+            recipes = {"run": recipe_file(given)} if given[:1] == ["run"] else {}
+            run_command("pgnn-geo", [*commands, detect, adjuster], recipes, args)
     except InputError as error:
         print(f"pgnn-geo: error: {error}", file=sys.stderr)
         sys.exit(2)

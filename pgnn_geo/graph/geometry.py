@@ -100,9 +100,11 @@ def box_pixels(boxes: Tensor, image: Tensor, height: int, width: int) -> tuple[T
 
 def covered(boxes: Tensor, image: Tensor, num_images: int, height: int, width: int) -> Tensor:
     """Whether any box of the image covers a pixel, that is, overlaps it: [B, h, w], bool."""
-    x1, y1, x2, y2 = boxes.unsqueeze(2).unbind(1)
-    i, j = (torch.arange(n, device=boxes.device) for n in (height, width))
-    rows, columns = (i + 1 > y1) & (i < y2), (j + 1 > x1) & (j < x2)
-    count = torch.zeros(num_images, height, width, device=boxes.device)
-    inside = rows.unsqueeze(2) & columns.unsqueeze(1)
-    return count.index_add_(0, image, inside.to(count.dtype)) > 0
+    x1, y1 = boxes[:, :2].floor().long().unbind(1)
+    x2, y2 = boxes[:, 2:].ceil().long().unbind(1)
+    # What the four corners of a box add sums, over rows and columns, to 1 inside it and 0 outside.
+    corners = image.repeat(4), torch.cat([y1, y1, y2, y2]), torch.cat([x1, x2, x1, x2])
+    one = torch.ones_like(x1)
+    sums = x1.new_zeros(num_images, height + 1, width + 1)
+    sums.index_put_(corners, torch.cat([one, -one, -one, one]), accumulate=True)
+    return sums.cumsum(1).cumsum(2)[:, :-1, :-1] > 0

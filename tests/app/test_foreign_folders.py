@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pgnn_geo.app import pipeline
+from pgnn_geo.app import labelling
 from pgnn_geo.app.cli import main
 from pgnn_geo.datasets import VOC2012
 from pgnn_geo.io.masks import load_mask, save_mask
@@ -25,6 +25,9 @@ RUN = [
     "--train.workers=0",
     "--maps.size=32",
     "--segment=off",
+    "--recipe=trained",
+    "--baseline=true",
+    "--labels.refine=none",
 ]
 
 
@@ -197,14 +200,14 @@ def test_a_name_too_long_for_the_output_stops_no_other_label(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As on file systems that allow shorter names than that of the photos."""
-    save = pipeline.save_mask
+    save = labelling.save_mask
 
     def short(path: Path, mask: object) -> None:
         if path.name == "b.png":
             raise OSError(errno.ENAMETOOLONG, "File name too long", str(path))
         save(path, mask)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pipeline, "save_mask", short)
+    monkeypatch.setattr(labelling, "save_mask", short)
     with pytest.raises(SystemExit):
         run(photos, tmp_path / "run")
     assert "rename these photos: b (1 in all)" in capsys.readouterr().err

@@ -24,6 +24,7 @@ RUN = [
     *("--network.backbone=vgg_tiny", "--network.weights=null", "--network.freeze_stages=0"),
     *("--train.size=32", "--train.epochs=1", "--train.completion_epochs=0", "--train.workers=0"),
     *("--train.groups_per_batch=2", "--maps.size=32", "--maps.propagate=none", "--segment=off"),
+    *("--recipe=trained", "--baseline=true", "--labels.refine=none"),
 ]
 STEMS = ["a", "IMG 1", "größe", "x.y", "[b]", "n" * 180, "日本", "ü" * 60, "it's", "-v", "CON"]
 CLASSES = ["cat", "dog", "Dog", "traffic light", "bär", "[/b]", "background", "3", "a/b"]

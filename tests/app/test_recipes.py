@@ -77,7 +77,7 @@ def test_the_best_recipe_is_the_default_and_refines(capsys):
 def test_the_paper_as_it_stands(capsys):
     found = settings(capsys, "--recipe", "paper")
     assert (found["flow"], found["patches"], found["network"]["grid"]) == ("trained", "grid", 4)
-    assert found["network"]["class_embedding"] == "attention"
+    assert found["network"]["class_embedding"] == "input"
     assert found["train"]["complementary"] == "erase"
     assert found["train"]["node_classes"] == "previous"
     assert (found["segment"], found["mutual"]) == ("deeplab", "literal")

@@ -347,3 +347,29 @@ def test_values_are_not_looked_at():
     x[4, 2], x[0, 0] = float("nan"), float("inf")
     out = ComplementaryConv(8, heads=2)(x[[1, 2, 3, 4]], batch=batch[1:5])
     assert out[:2].isfinite().all() and out[2:].isnan().all()
+
+
+def wave(shape: tuple[int, ...], step: float, start: float = 0.0) -> Tensor:
+    n = torch.Size(shape).numel()
+    return torch.sin(torch.arange(n, dtype=torch.double) * step + start).view(shape)
+
+
+def test_parameters_of_version_0_1_give_the_same_numbers():
+    # What version 0.1 gave for these parameters and inputs.
+    def filled(conv: ComplementaryConv) -> ComplementaryConv:
+        named = sorted(conv.state_dict().items())
+        state = {name: 0.3 * wave(p.shape, 0.37, i) for i, (name, p) in enumerate(named)}
+        conv.load_state_dict(state)
+        return conv
+
+    conv = filled(ComplementaryConv(6, 8, heads=2, num_classes=3).double())
+    node_class, batch = torch.tensor([0, 1, 1, 2, 0, 3, 3]), torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    out = conv(wave((7, 6, 2, 2), 0.71), batch=batch, node_class=node_class)
+    expected = [-0.321112017866, -0.535966559338, -0.613507156709, -0.493394213383]
+    torch.testing.assert_close(out.flatten()[:124:41], torch.tensor(expected, dtype=out.dtype))
+
+    conv = filled(ComplementaryConv((6, 4), 8, heads=2, edge_dim=3).double())
+    x, edges = (wave((5, 6), 0.7), wave((3, 4), 0.9)), torch.tensor([[0, 1, 4, 2], [2, 0, 1, 2]])
+    out = conv(x, edges, wave((4, 3), 0.5))
+    expected = [-0.196596902299, 0.046800752062, -0.480472656720, 0.115554982956, -0.578712723708]
+    torch.testing.assert_close(out.flatten()[::5], torch.tensor(expected, dtype=out.dtype))

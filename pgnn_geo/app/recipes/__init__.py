@@ -9,11 +9,11 @@ from pgnn_geo.errors import InputError
 NAMES = ("best", "paper", "cam", "trained")
 
 
-def recipe_file(args: Sequence[str] | None = None) -> Path:
+def recipe_file(args: Sequence[str]) -> Path:
     """Return the file of the recipe that command-line arguments name, wherever it stands in them.
 
     Args:
-        args (sequence of str, optional): The arguments; those of the program if not given.
+        args (sequence of str): The arguments.
 
     Raises:
         InputError: If there is no such recipe.
