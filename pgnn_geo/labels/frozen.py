@@ -56,7 +56,7 @@ class EvidenceConfig:
         prototype_rounds (int): Times that prototypes are made: from the evidence of the tags, then
             from the maps of those before.
         classifier_rounds (int): Times that the classifier is trained: on the maps of the
-            prototypes, then on its own.
+            prototypes, then on those of the classifier before.
         grid (int, optional): Patches per side of a photo's graph; single positions by default.
 
     Raises:
@@ -67,14 +67,14 @@ class EvidenceConfig:
     threshold: float = 0.5
     power: float = 2.0
     foreground: float = 0.55
-    background: float = 0.3
+    background: float = 0.25
     penalty: float = 1e-4
     partial: float = 0.3
     balance: float = 0.5
     iterations: int = 100
-    positions: int = 65536
+    positions: int = 32768
     prototype_rounds: int = 2
-    classifier_rounds: int = 1
+    classifier_rounds: int = 3
     grid: int | None = None
 
     def __post_init__(self) -> None:

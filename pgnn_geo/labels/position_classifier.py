@@ -21,7 +21,7 @@ class Positions(NamedTuple):
 
 
 def confident_labels(
-    maps: Tensor, tags: Tensor, foreground: float = 0.55, background: float = 0.3
+    maps: Tensor, tags: Tensor, foreground: float = 0.55, background: float = 0.25
 ) -> Tensor:
     r"""Return what the evidence is sure of at every node.
 
@@ -36,7 +36,7 @@ def confident_labels(
         maps (torch.Tensor): Evidence at nodes :obj:`[V, K]` in :math:`[0, 1]`.
         tags (torch.Tensor): Tags of their photos :obj:`[V, K]`; other classes are not looked at.
         foreground (float): Above it a class is seen. (default: :obj:`0.55`)
-        background (float): Below it there is background. (default: :obj:`0.3`)
+        background (float): Below it there is background. (default: :obj:`0.25`)
 
     Returns:
         Labels :obj:`[V]`, long.

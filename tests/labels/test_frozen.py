@@ -4,6 +4,8 @@ import torch.nn.functional as F
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, fit_evidence
+from pgnn_geo.labels.position_classifier import Positions, fit_position_classifier
+from pgnn_geo.nn.propagation import centered_unit
 
 #: For features that are no photographs': the default values are chosen on those.
 CHOSEN = {"evidence_penalty": 1e-3, "threshold": 0.3, "prototype_rounds": 1, "positions": 2000}
@@ -66,11 +68,28 @@ def test_photos_do_not_depend_on_what_they_are_labelled_with():
 
 def test_more_rounds_and_a_grid_are_heeded():
     x, tags, _ = scenes(12)
-    once = fit_evidence(x, tags, CONFIG).maps(x, tags)
-    twice = fit_evidence(x, tags, EvidenceConfig(classifier_rounds=2, **CHOSEN)).maps(x, tags)
+    once, twice = (
+        fit_evidence(x, tags, EvidenceConfig(classifier_rounds=n, **CHOSEN)).maps(x, tags)
+        for n in (1, 2)
+    )
     assert (once.maps - twice.maps).abs().max() > 1e-3
     coarse = fit_evidence(x, tags, EvidenceConfig(grid=4, **CHOSEN)).maps(x, tags).maps
     assert torch.equal(coarse[:, ::2, ::2], coarse[:, 1::2, 1::2])
+
+
+def test_a_round_learns_from_the_maps_of_the_one_before():
+    x, tags, _ = scenes(12)
+    two = fit_evidence(x, tags, EvidenceConfig(classifier_rounds=2, **CHOSEN))
+    three = fit_evidence(x, tags, EvidenceConfig(classifier_rounds=3, **CHOSEN))
+    maps = two.maps(x, tags)
+    rows = maps.maps.flatten(1)  # one tag a photo
+    label = torch.where(rows > two.config.foreground, maps.classes[:, None] + 1, -1)
+    label = label.masked_fill(rows < two.config.background, 0).flatten()
+    unit = centered_unit(x.flatten(2).transpose(1, 2).flatten(0, 1), x.mean((0, 2, 3)))
+    allowed = F.pad(tags, (1, 0), value=True).repeat_interleave(64, dim=0)
+    weight = fit_position_classifier(Positions(unit, label, allowed))
+    torch.testing.assert_close(three.classifier, weight, rtol=1e-2, atol=1e-2)
+    assert (two.classifier - weight).abs().max() > 0.1
 
 
 def test_wrong_input_is_named():
