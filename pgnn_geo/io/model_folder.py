@@ -1,6 +1,5 @@
 """Segmenters on disk and on the Hugging Face Hub: one folder, no pickle."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.io.files import atomic_folder, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.model_card import model_card
+from pgnn_geo.io.tensor_folder import check_tensors, import_safetensors, sha256_of
 from pgnn_geo.nn.deeplab import DeepLabV2
 
 _FORMAT = "pgnn_geo segmenter 1"
@@ -37,7 +37,7 @@ def write_model_folder(folder: Path, content: ModelFolder) -> None:
         InputError: If the folder holds other files, cannot be written, or :obj:`safetensors` is
             missing.
     """
-    safetensors = _safetensors()
+    safetensors = import_safetensors()
     network, classes, ledger, metrics, side = content
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     try:
@@ -52,7 +52,7 @@ def write_model_folder(folder: Path, content: ModelFolder) -> None:
                 "supervision": ledger.to_dict(),
                 "side": side,
                 "metrics": metrics,
-                "sha256": _digest(temporary / _WEIGHTS),
+                "sha256": sha256_of(temporary / _WEIGHTS),
             }
             write_json(temporary / _CONFIG, config)
             card = model_card(classes, ledger, metrics)
@@ -67,11 +67,11 @@ def read_model_folder(folder: Path) -> ModelFolder:
     Raises:
         InputError: If a file is missing, damaged, of another kind, or does not fit the others.
     """
-    safetensors = _safetensors()
+    safetensors = import_safetensors()
     path = folder / _WEIGHTS
     try:
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        digest, state = _digest(path), safetensors.torch.load_file(path)
+        digest, state = sha256_of(path), safetensors.torch.load_file(path)
     except OSError as error:
         raise InputError(f"{folder} is not a whole segmenter folder: {error}") from error
     except (ValueError, safetensors.SafetensorError) as error:
@@ -91,7 +91,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
         content = ModelFolder(network, classes, ledger, config["metrics"], side)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{folder / _CONFIG} does not fit this version: {error!r}") from error
-    _check_tensors(path, state, network)
+    check_tensors(path, state, network, _CONFIG)
     network.load_state_dict(state, assign=True)
     network.eval()
     return content
@@ -145,28 +145,3 @@ def push_model_folder(
     except Exception as error:  # as above
         raise InputError(f"{repo_id} could not be pushed to the Hub: {error}") from error
     return str(commit.commit_url)
-
-
-def _check_tensors(path: Path, state: dict[str, torch.Tensor], network: DeepLabV2) -> None:
-    wanted = {k: f"{v.dtype} {[*v.shape]}" for k, v in network.state_dict().items()}
-    found = {k: f"{v.dtype} {[*v.shape]}" for k, v in state.items()}
-    names = [*wanted, *(found.keys() - wanted.keys())]
-    if wrong := [name for name in names if wanted.get(name) != found.get(name)]:
-        name = wrong[0]
-        raise InputError(
-            f"{path} does not fit the network of {_CONFIG}: {len(wrong)} tensor(s) differ, such as "
-            f"{name}: {found.get(name, 'missing')} there, {wanted.get(name, 'none')} wanted"
-        )
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ModuleNotFoundError as error:
-        raise InputError("Segmenters need safetensors: pip install 'pgnn-geo[train]'") from error
-    return safetensors

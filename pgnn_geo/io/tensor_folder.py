@@ -28,14 +28,14 @@ def write_tensor_folder(
         InputError: If the folder holds other files, cannot be written, or the package
             :obj:`safetensors` is missing.
     """
-    safetensors = _safetensors()
+    safetensors = import_safetensors()
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
         if folder.exists() and {path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG}:
             raise InputError(f"{folder} holds other files; choose another folder.")
         with atomic_folder(folder) as temporary:
             safetensors.torch.save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
-            digest = _digest(temporary / WEIGHTS)
+            digest = sha256_of(temporary / WEIGHTS)
             write_json(temporary / CONFIG, {"format": form, **values, "sha256": digest})
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{folder} cannot be written: {error}") from error
@@ -54,10 +54,10 @@ def read_tensor_folder(
     Raises:
         InputError: If a file is missing, damaged, of another format, or not the other's.
     """
-    safetensors = _safetensors()
+    safetensors = import_safetensors()
     try:
         values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        digest, state = _digest(folder / WEIGHTS), safetensors.torch.load_file(folder / WEIGHTS)
+        digest, state = sha256_of(folder / WEIGHTS), safetensors.torch.load_file(folder / WEIGHTS)
     except OSError as error:
         raise InputError(f"{folder} is not the whole folder of {kind}: {error}") from error
     except (ValueError, safetensors.SafetensorError) as error:
@@ -77,24 +77,35 @@ def load_tensors(module: nn.Module, state: dict[str, Tensor], folder: Path) -> N
     Raises:
         InputError: If a name, a shape or a type is another one.
     """
+    check_tensors(folder / WEIGHTS, state, module, CONFIG)
+    module.load_state_dict(state)
+
+
+def check_tensors(path: Path, state: dict[str, Tensor], module: nn.Module, config: str) -> None:
+    """Raise unless the tensors of a file are those of the module that `config` describes.
+
+    Raises:
+        InputError: If a name, a shape or a type is another one.
+    """
     wanted = {k: f"{v.dtype} {[*v.shape]}" for k, v in module.state_dict().items()}
     found = {k: f"{v.dtype} {[*v.shape]}" for k, v in state.items()}
     names = [*wanted, *(found.keys() - wanted.keys())]
     if wrong := [name for name in names if wanted.get(name) != found.get(name)]:
         name = wrong[0]
         raise InputError(
-            f"{folder / WEIGHTS} does not fit {CONFIG}: {len(wrong)} tensor(s) differ, such as "
+            f"{path} does not fit the network of {config}: {len(wrong)} tensor(s) differ, such as "
             f"{name}: {found.get(name, 'missing')} there, {wanted.get(name, 'none')} wanted"
         )
-    module.load_state_dict(state)
 
 
-def _digest(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The digest of a file."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _safetensors() -> Any:
+def import_safetensors() -> Any:
+    """The package, or an error that says how to get it."""
     try:
         import safetensors.torch
     except ModuleNotFoundError as error:
