@@ -11,7 +11,7 @@ from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.run_folder import console, progress
-from pgnn_geo.training.preflight import describe_machine, find_problems
+from pgnn_geo.training.preflight import describe_backbone, describe_machine, find_problems
 from pgnn_geo.viz.report import score_table
 
 NETWORK = ModelConfig()
@@ -59,7 +59,7 @@ def doctor(root: str | None = None, network: ModelConfig = NETWORK, **source: An
         network: The network whose weights are checked.
         **source: Which photos, tags and classes.
     """
-    for line in describe_machine():
+    for line in [*describe_machine(), *describe_backbone(network)]:
         console.print(line, highlight=False, soft_wrap=True)
     photos = None if root is None else DataConfig(root=root, **source)
     problems = find_problems(photos, network)

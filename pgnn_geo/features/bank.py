@@ -1,10 +1,13 @@
 """Feature maps of a whole data set on disk, computed once and read at random."""
 
+import errno
+import glob
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from torch import Tensor
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.files import write_json
+from pgnn_geo.ranks import ALONE, Ranks
 
 #: Bytes that are written between two notes of how far the file is.
 _NOTE_EVERY = 1 << 26
@@ -77,11 +81,13 @@ class FeatureBank:
         features: Callable[[int], Iterable[Tensor]],
         count: int,
         key: dict[str, object],
+        ranks: Ranks = ALONE,
     ) -> "FeatureBank":
         """Open the bank at :obj:`path`, writing it first unless it is there with the same key.
 
-        A writing that was cut off, by whatever means, goes on at the photo that was last noted
-        down, if its key is the same. A file that is shorter than it should be is made anew.
+        A writing that was cut off, by whatever means, goes on with the photos that are not noted
+        down, if its key is the same. A file that is shorter than it should be is made anew. Several
+        processes write their shares into one file, which all of them must see.
 
         Args:
             path (str or PathLike): The ``.npy`` file; its key lies beside it as ``.json``.
@@ -90,21 +96,27 @@ class FeatureBank:
                 missing.
             count (int): Number of photos :math:`M`.
             key (dict): JSON values that say what the features were made from.
+            ranks (Ranks): The processes that share the work. (default: this one alone)
 
         Raises:
-            InputError: If there is no room for the bank where it is to lie; known as soon as the
-                first batch is.
+            InputError: If there is no room for the bank where it is to lie, known as soon as the
+                first batch is, or it cannot be written.
             ValueError: If the batches hold another number of photos.
         """
         target = Path(path)
-        if not cls.is_current(target, key):
-            target.with_suffix(".json").unlink(missing_ok=True)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part, note = (target.with_name(f".{target.name}{end}") for end in (".part", ".json"))
-            _write(part, note, features, count, json.loads(json.dumps(key)))
-            os.replace(part, target)
-            write_json(target.with_suffix(".json"), key)
-            note.unlink()
+        if not ranks.first(lambda: cls.is_current(target, key)):
+            part = target.with_name(f".{target.name}.part")
+            try:
+                if ranks.is_first:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.with_suffix(".json").unlink(missing_ok=True)
+                _write(part, features, count, json.loads(json.dumps(key)), ranks)
+                ranks.first(lambda: _finish(part, target, key))
+            except OSError as error:
+                raise InputError(
+                    f"Features cannot be written to {target.parent}: {error}. What is there is "
+                    "kept; make room, or choose another folder, and repeat the command."
+                ) from error
         return cls(target)
 
     @staticmethod
@@ -144,42 +156,139 @@ def _check_room(folder: Path, size: int) -> None:
         )
 
 
+def _notes(part: Path) -> list[Path]:
+    """Return the notes on how far a file is, those of all processes that have written it."""
+    return sorted(part.parent.glob(f"{glob.escape(part.stem)}*.json"))
+
+
+def _finish(part: Path, target: Path, key: dict[str, object]) -> None:
+    os.replace(part, target)
+    write_json(target.with_suffix(".json"), key)
+    for note in _notes(part):
+        note.unlink()
+
+
+def _missing(part: Path, count: int, key: dict[str, object]) -> list[range]:
+    """Return which rows are missing; notes that are of no use go, the others become one."""
+    array, done = _opened(part), set[int]()
+    for note in _notes(part):
+        found = _read_json(note)
+        if array is not None and isinstance(found, dict) and found.get("key") == key:
+            done.update(row for start, stop in found["rows"] for row in range(start, stop))
+    if array is None or len(array) != count or not done:
+        part.unlink(missing_ok=True)
+        done = set()
+    notes = _notes(part)
+    if done:
+        write_json(notes[0], {"key": key, "rows": _runs(sorted(done))})
+    for note in notes[bool(done) :]:
+        note.unlink()
+    return [range(*run) for run in _runs([row for row in range(count) if row not in done])]
+
+
+def _runs(rows: list[int]) -> list[list[int]]:
+    """Return ascending numbers as runs :obj:`[start, stop]`."""
+    runs: list[list[int]] = []
+    for row in rows:
+        if runs and runs[-1][1] == row:
+            runs[-1][1] += 1
+        else:
+            runs.append([row, row + 1])
+    return runs
+
+
+def _share(missing: list[range], ranks: Ranks) -> list[range]:
+    """Return which of the missing rows are this process' to write."""
+    rows = ranks.share([row for run in missing for row in run])
+    return [range(*run) for run in _runs(list(rows))]
+
+
+def _rows(
+    features: Callable[[int], Iterable[Tensor]], runs: list[range], count: int
+) -> Iterator[tuple[int, NDArray[np.float16]]]:
+    """Yield the features of the rows that are wanted, and the first one's number."""
+    for run in runs:
+        row = run.start
+        for batch in features(run.start):
+            values = _half(batch)
+            if row + len(values) > count:
+                raise ValueError(f"a bank of {count} photos was given features of more")
+            yield row, values[: run.stop - row]
+            row += len(values)
+            if row >= run.stop and run.stop < count:
+                break
+        if row < run.stop:
+            raise ValueError(f"a bank of {count} photos was given features of {row}")
+
+
+def _create(part: Path, shape: tuple[int, ...] | None) -> None:
+    if not part.exists() and shape is not None:
+        _check_room(part.parent, 2 * math.prod(shape))
+        np.lib.format.open_memmap(part, "w+", np.float16, shape)
+
+
 def _write(
     part: Path,
-    note: Path,
     features: Callable[[int], Iterable[Tensor]],
     count: int,
     key: dict[str, object],
+    ranks: Ranks,
 ) -> None:
-    """Write what is missing of :obj:`count` rows, noting down from time to time how many stand."""
-    array: np.memmap[Any, Any] | None
-    done, array = 0, _opened(part, "r+")
-    found = _read_json(note)
-    if array is not None and isinstance(found, dict) and found.get("key") == key:
-        done = min(int(found["rows"]), len(array))
-    if array is not None and (not done or len(array) != count):
-        done, array = 0, None
-    row = noted = done
-    for batch in features(done) if done < count else ():
-        values = _half(batch)
-        if array is None:
-            part.unlink(missing_ok=True)
-            note.unlink(missing_ok=True)
-            shape = (count, *values.shape[1:])
-            _check_room(part.parent, 2 * math.prod(shape))
-            array = np.lib.format.open_memmap(part, "w+", np.float16, shape)
-        if row + len(values) > count:
-            raise ValueError(f"a bank of {count} photos was given features of more")
-        array[row : row + len(values)] = values
-        row += len(values)
-        if (row - noted) * values[0].nbytes >= _NOTE_EVERY:
-            array.flush()  # before the note: what it says must stand
-            write_json(note, {"key": key, "rows": row})
-            noted = row
-    if array is None or row != count:
-        raise ValueError(f"a bank of {count} photos was given features of {row}")
-    array.flush()
-    write_json(note, {"key": key, "rows": row})
+    """Write what is missing of :obj:`count` rows, noting down from time to time which stand."""
+    missing = ranks.first(lambda: _missing(part, count, key))
+    batches = _rows(features, _share(missing, ranks), count)
+    batch = next(batches, None)  # whose shape is that of the file
+    shapes = ranks.gather(None if batch is None else (count, *batch[1].shape[1:]))
+    shape = next(filter(None, shapes), None)
+    if shape is None and missing:
+        raise ValueError(f"a bank of {count} photos was given features of 0")
+    ranks.first(lambda: _create(part, shape))
+    array = _opened(part)
+    if array is None:
+        raise InputError(
+            f"{part} is not there: the processes of one job must see the same folder, on whichever "
+            "machines they are."
+        )
+    # The first process' note goes on with what stood before.
+    number = f".{ranks.rank}" if ranks.rank else ""
+    note = part.with_name(f"{part.stem}{number}.json")
+    found = _read_json(note) if ranks.is_first else None
+    runs = [] if found is None else list(found["rows"])
+    size, written = 2 * math.prod(array.shape[1:]), 0
+    # Not through the map: a full disk would be a bus error, and other machines would write over it.
+    with open(part, "r+b", buffering=0) as file:
+
+        def put_down() -> None:
+            os.fsync(file.fileno())  # before the note: what it says must stand
+            write_json(note, {"key": key, "rows": runs})
+
+        try:
+            while batch is not None:
+                row, values = batch
+                file.seek(array.offset + row * size)
+                _write_all(file, memoryview(np.ascontiguousarray(values)).cast("B"))
+                if runs and runs[-1][1] == row:
+                    runs[-1][1] += len(values)
+                else:
+                    runs.append([row, row + len(values)])
+                if (written := written + values.nbytes) >= _NOTE_EVERY:
+                    put_down()
+                    written = 0
+                batch = next(batches, None)
+        except BaseException:
+            with suppress(OSError):  # on a full disk the last note stands
+                put_down()
+            raise
+        put_down()
+    ranks.wait()
+
+
+def _write_all(file: Any, data: memoryview) -> None:
+    while len(data):
+        count = file.write(data)
+        if not count:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        data = data[count:]
 
 
 def _half(features: Tensor) -> NDArray[np.float16]:

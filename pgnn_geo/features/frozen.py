@@ -30,7 +30,8 @@ class FrozenFeatureConfig:
     Args:
         size (int): Side of the square that photos are squashed to, in pixels.
         stride (int): Stride of the feature map.
-        output_stride (int): Stride of the backbone; a stage with another one than :obj:`stride` is
+        output_stride (int): Stride of the backbone, or of those that it can have the nearest (a
+            transformer has that of its patches); a stage with another one than :obj:`stride` is
             averaged or interpolated. At 8 the last stage of a VGG-16 takes four times as long as at
             16.
         flip (bool): Average the features with those of the mirrored photo.
@@ -92,14 +93,14 @@ def frozen_features(
     """
     config = config or FrozenFeatureConfig()
     stride, training = backbone.output_stride, backbone.training
-    backbone.eval().set_output_stride(config.output_stride)
+    backbone.eval().set_output_stride(backbone.nearest_stride(config.output_stride))
     try:
         key: dict[str, object] = {
             "photos": digest_of_photos([dataset.image_path(i) for i in range(len(dataset))]),
             "weights": digest_of_tensors(backbone.state_dict().values()),
             "size": config.size,
             "stride": config.stride,
-            "output_stride": config.output_stride,
+            "output_stride": backbone.output_stride,
             "flip": config.flip,
             "precision": resolve_precision(config.precision),
         }

@@ -23,6 +23,7 @@ from pgnn_geo.io.tensor_folder import load_tensors, read_tensor_folder, write_te
 from pgnn_geo.labels.evidence import check_tags
 from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, fit_evidence
 from pgnn_geo.nn.backbones import Backbone, BackboneName, build_backbone
+from pgnn_geo.nn.backbones.weights import is_file
 
 _FORMAT = "pgnn_geo evidence model 1"
 _BACKBONE = "backbone."
@@ -36,7 +37,12 @@ class BackboneSource(NamedTuple):
 
     def build(self) -> Backbone:
         """Build it, ready to be asked for features."""
-        return build_backbone(self.name, self.weights).eval()
+        return build_backbone(self.name, self.weights, output_stride=None).eval()
+
+    def kept(self) -> "BackboneSource":
+        """Return what stands for it in a folder: weights of a file are of nobody else's name."""
+        nameless = self.weights is not None and is_file(self.weights)
+        return self._replace(weights=None) if nameless else self
 
 
 class Labeller:
@@ -125,11 +131,11 @@ class Labeller:
             InputError: If the folder holds other files or cannot be written.
         """
         state = self.model.state_dict()
-        weights = self.backbone.state_dict()
-        if self.source.weights is None:
+        weights, source = self.backbone.state_dict(), self.source.kept()
+        if source.weights is None:
             state |= {_BACKBONE + name: value for name, value in weights.items()}
         values = {
-            "backbone": self.source._asdict(),
+            "backbone": source._asdict(),
             "backbone_sha256": digest_of_tensors(weights.values()),
             "features": asdict(self.features),
             "evidence": asdict(self.model.config),

@@ -6,14 +6,17 @@ import torch
 
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
-from pgnn_geo.nn.backbones import load_weights, resolve_weights
+from pgnn_geo.nn.backbones import resolve_weights
 from pgnn_geo.precision import check_devices, resolve_precision
 from pgnn_geo.training.job import NetworkChoice
 
 
 def describe_machine() -> list[str]:
     """Return one line each on the packages, the devices and the precision that fits them."""
-    packages = ("torch", "torchvision", "torch-geometric", "torch-scatter", "lightning")
+    packages = (
+        *("torch", "torchvision", "torch-geometric", "torch-scatter", "lightning"),
+        *("safetensors", "timm"),
+    )
     lines = []
     for package in packages:
         try:
@@ -26,6 +29,23 @@ def describe_machine() -> list[str]:
     return [*lines, f"precision auto: {resolve_precision('auto')}"]
 
 
+def describe_backbone(network: NetworkChoice) -> list[str]:
+    """Return what is known of a backbone's weights; nothing if they cannot be found out."""
+    try:
+        weights = resolve_weights(network.backbone, network.weights)
+    except InputError:  # which find_problems tells
+        return []
+    if weights is None:
+        return [f"backbone: {network.backbone}, random weights"]
+    mean, std = (
+        ", ".join(f"{value:.3g}" for value in values) for values in (weights.mean, weights.std)
+    )
+    return [
+        f"backbone: {network.backbone}, {weights}",
+        f"photos are normalised by mean {mean} and standard deviation {std}",
+    ]
+
+
 def find_problems(data: DataConfig | None, network: NetworkChoice, devices: int = 1) -> list[str]:
     """Return everything wrong with photos, tags, masks, weights and devices, one line each."""
     problems = []
@@ -36,7 +56,7 @@ def find_problems(data: DataConfig | None, network: NetworkChoice, devices: int 
         problems.append(str(error))
     try:
         if entry := resolve_weights(network.backbone, network.weights):
-            load_weights(entry)
+            entry.load()
     except InputError as error:
         problems.append(str(error))
     try:
