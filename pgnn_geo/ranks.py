@@ -42,10 +42,12 @@ class Ranks:
     Args:
         rank (int): Its number. (default: :obj:`0`)
         size (int): How many there are. (default: :obj:`1`)
+        local_size (int): How many of them are on its machine. (default: :obj:`1`)
     """
 
     rank: int = 0
     size: int = 1
+    local_size: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -53,7 +55,7 @@ class Ranks:
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Return this process' part of a sequence: a run of it, of the same length as the others'."""
+        """Return this process' part of a sequence, a run of it as long as the others'."""
         count = len(items)
         return items[self.rank * count // self.size : (self.rank + 1) * count // self.size]
 
@@ -104,7 +106,11 @@ class Ranks:
         counts, parts = self.gather(len(rows)), list[Tensor]()
         for source, count in enumerate(counts):
             own = source == self.rank
-            part = rows.cpu().contiguous() if own else rows.new_empty(count, *rows.shape[1:], device="cpu")
+            part = (
+                rows.cpu().contiguous()
+                if own
+                else rows.new_empty(count, *rows.shape[1:], device="cpu")
+            )
             _talk(lambda part=part, source=source: dist.broadcast(part, source))
             parts.append(part)
         return torch.cat(parts)
@@ -131,7 +137,7 @@ _PREFIXES = ("TORCHELASTIC_", "LOCAL_", "GROUP_", "ROLE_", "RANK", "WORLD_SIZE",
 
 
 class OtherRankError(InputError):
-    """Something was wrong that another process has said."""
+    """What the first process has found wrong, and says, in the others."""
 
 
 def join_ranks() -> Ranks:
@@ -140,7 +146,9 @@ def join_ranks() -> Ranks:
     Raises:
         InputError: If they cannot be met.
     """
-    size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0)))
+    size, rank = (
+        int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("RANK", 0))
+    )
     if size == 1:
         return ALONE
     if torch.cuda.is_available():
@@ -151,14 +159,14 @@ def join_ranks() -> Ranks:
         dist.init_process_group("gloo", timeout=timedelta(days=30))
     except (RuntimeError, ValueError) as error:
         raise InputError(f"the other processes cannot be met: {error}") from error
-    return Ranks(rank, size)
+    return Ranks(rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _talk(say: Callable[[], Any]) -> None:
     try:
         say()
     except RuntimeError as error:  # gloo's, whatever the reason
-        raise OtherRankError(
+        raise InputError(
             "another process of this job has ended; what is done stands, and the same command goes "
             "on from there"
         ) from error

@@ -41,6 +41,7 @@ try:
     )
     from pgnn_geo.app.demo import demo_config
     from pgnn_geo.app.labelling import label as label_photos
+    from pgnn_geo.app.launch import check_alone, errors_as_lines, join
     from pgnn_geo.app.recipes import recipe_file
     from pgnn_geo.boxes.cli import adjuster, detect
     from pgnn_geo.boxes.config import BoxConfig, BoxSourceName
@@ -180,8 +181,10 @@ def run(
         segment=stage2_config,
         patches=boxes if patches == "boxes" else patches,
     )
-    pipeline.run(config, Path(out), None if cache is None else Path(cache))
-    export_dataset(exports, Path(out), config.data.build(), Path(out) / config.model / "labels")
+    ranks = join()
+    pipeline.run(config, Path(out), None if cache is None else Path(cache), ranks)
+    if ranks.is_first:
+        export_dataset(exports, Path(out), config.data.build(), Path(out) / config.model / "labels")
 
 
 def _check_graph(patches: str, network: ModelConfig) -> None:
@@ -252,12 +255,15 @@ def label(
         **source: Which photos, tags and classes.
     """
     exports = check_exports(export)
+    ranks = join()
     dataset = DataConfig(root=root, **source).build()
-    raise_problems(dataset.check())
+    ranks.first(lambda: raise_problems(dataset.check()))
     given, kept = (None if name is None else Path(name) for name in (boxes, cache))
-    folder = label_photos(Path(checkpoint), dataset, Path(out), maps, labels, kept, given, step)
+    options = maps, labels, kept, given, step, ranks
+    folder = label_photos(Path(checkpoint), dataset, Path(out), *options)
     console.print(f"labels: {folder}")
-    export_dataset(exports, Path(out), dataset, folder)
+    if ranks.is_first:
+        export_dataset(exports, Path(out), dataset, folder)
 
 
 def segment(
@@ -335,16 +341,19 @@ def predict(
     """
     exports = check_exports(export)
     config = PredictConfig(tuple(scales), flip, max_side, refine, precision)
+    ranks = join()
     segmenter = Segmenter.from_pretrained(checkpoint)
     device = str(default_device()) if device == "auto" else device
     try:
         segmenter.network.to(device)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise InputError(f"--device {device} cannot be used: {error}") from error
-    if submission:  # with other classes it fails here
+    if submission and ranks.is_first:  # with other classes it fails here
         write_voc_submission(out, (), segmenter.classes)
-    options = config, overlays, probabilities, tags, progress, max_pixels
+    options = config, overlays, probabilities, tags, progress, max_pixels, ranks
     done = predict_folder(segmenter, photos, out, *options)
+    if not ranks.is_first:
+        return
     files = [(photo, Path(out) / "masks" / f"{photo.photo_id}.png") for photo in done.photos]
     if submission:
         masks = ((photo.photo_id, load_mask(path)) for photo, path in files)
@@ -361,15 +370,12 @@ def main(args: list[str] | None = None) -> None:
     """Entry point of the ``pgnn-geo`` command; an error for people ends it with status 2."""
     for name in ("lightning.pytorch", "lightning.fabric"):  # which set INFO when imported
         logging.getLogger(name).setLevel(logging.WARNING)
-    try:
+    with errors_as_lines(), notes_as_lines():
         commands: list[Any] = [demo, run, train, label, segment, predict, evaluate, report, doctor]
-        with notes_as_lines():
-            given = sys.argv[1:] if args is None else args
-            recipes = {"run": recipe_file(given)} if given[:1] == ["run"] else {}
-            run_command("pgnn-geo", [*commands, detect, adjuster], recipes, args)
-    except InputError as error:
-        print(f"pgnn-geo: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        given = sys.argv[1:] if args is None else args
+        check_alone(given[0] if given else "")
+        recipes = {"run": recipe_file(given)} if given[:1] == ["run"] else {}
+        run_command("pgnn-geo", [*commands, detect, adjuster], recipes, args)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 
 from pgnn_geo.app.config import ModelConfig
 from pgnn_geo.app.evaluation import evaluate as evaluate_labels
+from pgnn_geo.app.launch import join
 from pgnn_geo.app.report import read_run, write_report
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
@@ -34,9 +35,11 @@ def evaluate(
     photos = DataConfig(root=root, **source)
     if not photos.has_masks():
         raise InputError("There is nothing to measure against: pass --masks, or a split with masks")
-    scores = evaluate_labels(Path(labels), photos.build(with_masks=True), progress).to_dict()
+    ranks = join()
+    truth = photos.build(with_masks=True)
+    scores = evaluate_labels(Path(labels), truth, progress, ranks).to_dict()
     console.print(score_table({"": scores}, f"{scores['images']} images"))
-    if out is not None:
+    if out is not None and ranks.is_first:
         write_json(out, scores)
 
 

@@ -8,10 +8,14 @@ from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.features import Progress, no_progress
 from pgnn_geo.io.masks import load_mask
 from pgnn_geo.metrics import ConfusionMatrix, SegmentationScores
+from pgnn_geo.ranks import ALONE, Ranks
 
 
 def evaluate(
-    labels: Path, truth: TaggedDataset, progress: Progress = no_progress
+    labels: Path,
+    truth: TaggedDataset,
+    progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
 ) -> SegmentationScores:
     """Score a folder of label images against the masks of a data set.
 
@@ -19,13 +23,19 @@ def evaluate(
         labels (Path): The folder of :obj:`ID.png`.
         truth (TaggedDataset): The photos, with masks.
         progress (callable, optional): Progress display.
+        ranks (Ranks): The processes that share the photos; what they count is added up.
+            (default: this one alone)
 
     Raises:
         InputError: If a label image is missing, damaged or of another size than its mask.
     """
     matrix = ConfusionMatrix(len(truth.classes), truth.classes)
-    for index in progress(range(len(truth)), "evaluate", len(truth)):
+    photos = ranks.share(range(len(truth)))
+    for index in progress(photos, "evaluate", len(photos)):
         item = truth[index]
         predicted = load_mask(labels / f"{item['image_id']}.png")
         matrix.update(predicted, item["mask"].as_subclass(torch.Tensor), item["image_id"])
+    ranks.wait()  # who has found something wrong says so here
+    if ranks.size > 1:
+        matrix.all_reduce()
     return matrix.compute()

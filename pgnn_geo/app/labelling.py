@@ -38,6 +38,7 @@ from pgnn_geo.labels.refine import DenseCRF
 from pgnn_geo.labels.seeds import refined_labels
 from pgnn_geo.nn import PGNN
 from pgnn_geo.precision import default_device
+from pgnn_geo.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def label(
     cache: Path | None,
     boxes: Path | None = None,
     step: StepName | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Write the pseudo-labels of a model as :obj:`out/ID.png`, unless all are there.
 
@@ -79,6 +81,7 @@ def label(
         step (str, optional): Of a model of evidence: the step whose maps are taken, see
             :meth:`EvidenceModel.maps <pgnn_geo.labels.frozen.EvidenceModel.maps>`; the last by
             default.
+        ranks (Ranks): The processes that share the photos. (default: this one alone)
 
     Raises:
         InputError: If the model was trained for other classes or other patches, a setting is not
@@ -87,7 +90,12 @@ def label(
     """
     own = out / ".features"  # kept until the labels are there: what was cut off goes on with them
     if checkpoint.is_dir():
-        source = _evidence(checkpoint, dataset, maps, labels, cache or own, boxes, step)
+        source = _evidence(checkpoint, dataset, maps, labels, cache or own, boxes, step, ranks)
+    elif ranks.size > 1:
+        raise InputError(
+            f"{checkpoint} is a trained network, whose maps are made in one process; start the "
+            "command without torchrun"
+        )
     else:
         source = _network(checkpoint, dataset, maps, labels, cache, out.parent, boxes, step)
     if source.classes != dataset.classes:
@@ -104,6 +112,22 @@ def label(
         "supervision": source.ledger.to_dict(),
     }
     record = json.loads(json.dumps(record))
+    if ranks.first(lambda: _is_done(out, record)):
+        return out
+    with timed(f"label {out}"):
+        photos = ranks.share(range(len(dataset)))
+        masks = label_images(dataset, source.maps(), source.labels, photos, ranks.local_size)
+        _write(out, [dataset.image_ids[i] for i in photos], masks)
+        ranks.wait()
+        if ranks.is_first:
+            write_json(out / "labels.json", record)
+    ranks.wait()
+    shutil.rmtree(own, ignore_errors=True)
+    return out
+
+
+def _is_done(out: Path, record: dict[str, Any]) -> bool:
+    """Whether all labels are there; if not, the folder is made ready for them."""
     done = out / "labels.json"
     if done.is_file():
         if difference := first_difference(json.loads(done.read_text()), record):
@@ -111,17 +135,12 @@ def label(
                 f"{out} holds labels made from something else ({difference}). "
                 "Choose another folder."
             )
-        return out
+        return True
     try:
         mark_results(out)
     except OSError as error:
         raise InputError(f"Output folder {out} cannot be written: {error}") from error
-    with timed(f"label {out}"):
-        masks = label_images(dataset, source.maps(), source.labels)
-        _write(out, dataset.image_ids, masks)
-        write_json(done, record)
-    shutil.rmtree(own, ignore_errors=True)
-    return out
+    return False
 
 
 def _write(out: Path, image_ids: Sequence[str], masks: Iterable[Tensor]) -> None:
@@ -149,6 +168,7 @@ def _evidence(
     cache: Path,
     boxes: Path | None,
     step: StepName | None,
+    ranks: Ranks,
 ) -> _Source:
     if boxes is not None or maps != MapConfigChanges():
         raise InputError(
@@ -161,8 +181,8 @@ def _evidence(
     tags, device = dataset.tags, default_device()
 
     def make() -> list[Tensor]:
-        bank = labeller.to(device).bank(dataset, cache, progress)
-        rows = labeller.model.maps(bank, tags, step, device).maps
+        bank = labeller.to(device).bank(dataset, cache, progress, ranks)
+        rows = labeller.model.maps(bank, tags, step, device, ranks).maps
         return list(rows.split(tags.bool().sum(dim=1).tolist()))
 
     return _Source(
@@ -223,23 +243,30 @@ def _patches(
 
 
 def label_images(
-    dataset: TaggedDataset, attention: list[Tensor], config: LabelConfig
+    dataset: TaggedDataset,
+    attention: list[Tensor],
+    config: LabelConfig,
+    photos: Sequence[int] | None = None,
+    sharing: int = 1,
 ) -> Iterator[Tensor]:
-    """Yield the label image of every photo at its own size; a CRF runs on all cores.
+    """Yield the label image of photos at their own size; a CRF runs on all cores.
 
     Args:
         dataset (TaggedDataset): Photos with tags.
         attention (list of Tensor): Maps of their tagged classes, see
             :func:`~pgnn_geo.labels.attention_maps`.
         config (LabelConfig): How label images are made from them.
+        photos (sequence of int, optional): Which photos; all if not given.
+        sharing (int): Processes that do the same on this machine. (default: :obj:`1`)
     """
+    wanted = range(len(dataset)) if photos is None else photos
 
-    def photos() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for index in progress(range(len(dataset)), "write labels", len(dataset)):
+    def shown() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for index in progress(wanted, "write labels", len(wanted)):
             item = dataset[index]
             tagged = item["tags"].nonzero()[:, 0] + 1
             yield item["image"].as_subclass(Tensor), attention[index], tagged
 
-    refinement = config.build_refinement(workers=os.cpu_count() or 1)
+    refinement = config.build_refinement(workers=max(1, (os.cpu_count() or 1) // sharing))
     with refinement if isinstance(refinement, DenseCRF) else nullcontext():
-        yield from refined_labels(photos(), refinement, config.background, config.power)
+        yield from refined_labels(shown(), refinement, config.background, config.power)

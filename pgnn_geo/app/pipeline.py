@@ -24,6 +24,7 @@ from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
 from pgnn_geo.labels.frozen import StepName
 from pgnn_geo.labels.labeller import BackboneSource, Labeller
 from pgnn_geo.precision import default_device
+from pgnn_geo.ranks import ALONE, Ranks
 from pgnn_geo.training.attention import train_attention
 from pgnn_geo.training.job import ledger_of
 from pgnn_geo.training.preflight import find_problems, raise_problems
@@ -32,7 +33,9 @@ from pgnn_geo.viz.report import label_sheets, score_table
 TITLES: dict[ModelName, str] = {"cam": "CAM", "pgnn": "P-GNN"}
 
 
-def run(config: RunConfig, out: Path, cache: Path | None = None) -> dict[str, Any]:
+def run(
+    config: RunConfig, out: Path, cache: Path | None = None, ranks: Ranks = ALONE
+) -> dict[str, Any]:
     """Do the whole job in folder :obj:`out`; steps that are done are not done again.
 
     Leaves :obj:`MODEL/labels/ID.png`, MODEL being :obj:`pgnn` or :obj:`cam`, and the model that
@@ -46,34 +49,36 @@ def run(config: RunConfig, out: Path, cache: Path | None = None) -> dict[str, An
         out (Path): The run's folder; made if it is missing.
         cache (Path, optional): Folder where features are kept for other runs; they lie in
             :obj:`out` until stage 1 is done if it is not given.
+        ranks (Ranks): The processes that share stage 1; what follows is done by the first one
+            alone, which leaves the group. (default: this one alone)
 
     Returns:
-        The content of :obj:`metrics.json`.
+        The content of :obj:`metrics.json`, of stage 1 alone in the other processes.
 
     Raises:
         InputError: If the data or weights cannot be used (everything wrong with them at once), or
             if :obj:`out` holds a run of another configuration.
     """
-    if (out / "config.json").is_file():
-        claim_folder(out, config)
-    if (out / "metrics.json").is_file():
-        metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
-        console.print(f"{out} is done; choose another --out to start anew.")
-        _show_pseudo_labels(metrics)
-        _show_segmentation(metrics)
-        return metrics
+    if config.flow == "trained" and ranks.size > 1:
+        raise InputError(
+            "flow='trained' is for one process, which starts its own as --train.devices says; "
+            "start the command without torchrun"
+        )
     segment = config.segment_on(out / config.model / "labels")
-    with timed("check"):
-        raise_problems(_problems(config, segment))
-    claim_folder(out, config)  # not before: a mistake leaves nothing behind
+    if metrics := ranks.first(lambda: _started(config, segment, out)):
+        return metrics
     dataset = config.data.build()
-    features = cache or out / "features"
-    make = _frozen if config.flow == "frozen" else _trained
-    boxes = make(config, out, dataset, features)
-    if cache is None:
+    features, boxes = cache or out / "features", None
+    if config.flow == "frozen":
+        _frozen(config, out, dataset, features, ranks)
+    else:
+        boxes = _trained(config, out, dataset, features)
+    if cache is None and ranks.is_first:
         shutil.rmtree(features, ignore_errors=True)  # gigabytes that only stage 1 needs
-    metrics = summarize(config, out, dataset, boxes)
+    metrics = summarize(config, out, dataset, boxes, ranks)
     _show_pseudo_labels(metrics)
+    if not ranks.dissolve():
+        return metrics
     if segment is not None:
         result = stage2.train_and_measure(segment, out / "segmentation")
         metrics |= _segmentation(metrics, config.model, result)
@@ -87,16 +92,36 @@ def run(config: RunConfig, out: Path, cache: Path | None = None) -> dict[str, An
     return metrics
 
 
-def _frozen(config: RunConfig, out: Path, dataset: TaggedDataset, cache: Path) -> None:
+def _started(config: RunConfig, segment: SegmentConfig | None, out: Path) -> dict[str, Any] | None:
+    """Check everything and claim the folder; return what a finished run has measured."""
+    if (out / "config.json").is_file():
+        claim_folder(out, config)
+    if (out / "metrics.json").is_file():
+        metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+        console.print(f"{out} is done; choose another --out to start anew.")
+        _show_pseudo_labels(metrics)
+        _show_segmentation(metrics)
+        return metrics
+    with timed("check"):
+        raise_problems(_problems(config, segment))
+    claim_folder(out, config)  # not before: a mistake leaves nothing behind
+    return None
+
+
+def _frozen(
+    config: RunConfig, out: Path, dataset: TaggedDataset, cache: Path, ranks: Ranks
+) -> None:
     """Make the labels of the frozen flow: one model, of which the baseline is the first step."""
-    model = fit(config, out / "pgnn" / "model", dataset, cache)
+    model = fit(config, out / "pgnn" / "model", dataset, cache, ranks)
     for name in config.names:
         step: StepName | None = "evidence" if name == "cam" else None
         changes = MapConfigChanges(), LabelConfigChanges()
-        label(model, dataset, out / name / "labels", *changes, cache, step=step)
+        label(model, dataset, out / name / "labels", *changes, cache, step=step, ranks=ranks)
 
 
-def fit(config: RunConfig, path: Path, dataset: TaggedDataset, cache: Path) -> Path:
+def fit(
+    config: RunConfig, path: Path, dataset: TaggedDataset, cache: Path, ranks: Ranks = ALONE
+) -> Path:
     """Fit the model of evidence into folder :obj:`path`, unless it is there; return that path.
 
     Args:
@@ -104,12 +129,13 @@ def fit(config: RunConfig, path: Path, dataset: TaggedDataset, cache: Path) -> P
         path (Path): The folder of the model; made if it is missing.
         dataset (TaggedDataset): Photos with tags.
         cache (Path): Where the features are kept.
+        ranks (Ranks): The processes that share the photos. (default: this one alone)
     """
-    if path.is_dir():
+    if ranks.first(path.is_dir):
         return path
     labels = {"classifier": asdict(config.labels), "evidence": asdict(config.cam_labels)}
     with timed("features and evidence"):
-        Labeller.fit(
+        labeller = Labeller.fit(
             BackboneSource(config.network.backbone, config.network.weights),
             dataset,
             cache,
@@ -119,7 +145,9 @@ def fit(config: RunConfig, path: Path, dataset: TaggedDataset, cache: Path) -> P
             labels,
             default_device(),
             progress,
-        ).save(path)
+            ranks,
+        )
+        ranks.first(lambda: labeller.save(path))
     return path
 
 
@@ -175,7 +203,11 @@ def train(
 
 
 def summarize(
-    config: RunConfig, out: Path, dataset: TaggedDataset, boxes: PhotoBoxes | None = None
+    config: RunConfig,
+    out: Path,
+    dataset: TaggedDataset,
+    boxes: PhotoBoxes | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Return what :obj:`metrics.json` says of stage 1, and draw the overlay sheets."""
     metrics: dict[str, Any] = {}
@@ -184,9 +216,10 @@ def summarize(
     truth = config.data.build(with_masks=True) if config.data.has_masks() else None
     if truth is not None:
         for name in config.names:
-            metrics[name] = evaluate(out / name / "labels", truth, progress).to_dict()
-    folders = {TITLES[name]: out / name / "labels" for name in config.names}
-    label_sheets(out / "overlays", truth or dataset, folders)
+            metrics[name] = evaluate(out / name / "labels", truth, progress, ranks).to_dict()
+    if ranks.is_first:
+        folders = {TITLES[name]: out / name / "labels" for name in config.names}
+        label_sheets(out / "overlays", truth or dataset, folders)
     return {
         **metrics,
         "split": config.data.split if config.data.data != "folder" else None,

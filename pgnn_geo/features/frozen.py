@@ -21,6 +21,7 @@ from pgnn_geo.features.views import (
 )
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision, autocast, resolve_precision
+from pgnn_geo.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def frozen_features(
     folder: Path,
     config: FrozenFeatureConfig | None = None,
     progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
 ) -> FeatureBank:
     r"""Return the bank of features by which positions of photos are compared.
 
@@ -86,6 +88,8 @@ def frozen_features(
         folder (Path): Where banks are kept.
         config (FrozenFeatureConfig, optional): How photos are seen; default values if not given.
         progress (callable, optional): Progress display.
+        ranks (Ranks): The processes that share the photos; on a CPU they write what one would.
+            (default: this one alone)
 
     Returns:
         Features :math:`(M, C, h, w)`, :math:`C` the channels of both stages and :math:`h = w` =
@@ -96,7 +100,9 @@ def frozen_features(
     backbone.eval().set_output_stride(backbone.nearest_stride(config.output_stride))
     try:
         key: dict[str, object] = {
-            "photos": digest_of_photos([dataset.image_path(i) for i in range(len(dataset))]),
+            "photos": ranks.first(
+                lambda: digest_of_photos([dataset.image_path(i) for i in range(len(dataset))])
+            ),
             "weights": digest_of_tensors(backbone.state_dict().values()),
             "size": config.size,
             "stride": config.stride,
@@ -114,7 +120,7 @@ def frozen_features(
                 yield _features(backbone, images, config)
 
         name = f"frozen-{View(config.size)}-{config.stride}{'-both' if config.flip else ''}.npy"
-        return FeatureBank.build(folder / name, batches, len(dataset), key)
+        return FeatureBank.build(folder / name, batches, len(dataset), key, ranks)
     finally:
         backbone.set_output_stride(stride).train(training)
 

@@ -28,6 +28,7 @@ from pgnn_geo.labels.refine import RefinementName, build_refinement
 from pgnn_geo.nn.photo_views import MAX_SIDE, check_scales, shrink
 from pgnn_geo.nn.view_average import ViewAverage
 from pgnn_geo.precision import Precision, autocast
+from pgnn_geo.ranks import ALONE, Ranks
 from pgnn_geo.viz.overlays import overlay
 
 MASKS, OVERLAYS, PROBABILITIES = "masks", "overlays", "probabilities"
@@ -81,6 +82,7 @@ def predict_folder(
     tags: StrPath | None = None,
     progress: Progress = no_progress,
     max_pixels: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Predicted:
     r"""Write :obj:`masks/ID.png` of every photo: VOC palette, the photo's own size, upright.
 
@@ -105,6 +107,7 @@ def predict_folder(
         progress (callable, optional): Progress display.
         max_pixels (int, optional): Largest photo that is read, see
             :func:`~pgnn_geo.datasets.load_photo`.
+        ranks (Ranks): The processes that share the photos. (default: this one alone)
 
     Raises:
         InputError: If there are no photos, the tags do not fit, or :obj:`out` cannot be written or
@@ -114,9 +117,10 @@ def predict_folder(
     config, out = config or PredictConfig(), Path(out)
     root, found = find_photos(photos, [out / name for name in (MASKS, OVERLAYS, PROBABILITIES)])
     hot = None if tags is None else read_photo_tags(tags, root, found, segmenter.classes)
-    _claim(out, segmenter, root, config, tags)
+    ranks.first(lambda: _claim(out, segmenter, root, config, tags))
     steps = _Steps(segmenter, out, config, overlays, probabilities, max_pixels)
-    todo = [i for i, photo in enumerate(found) if not steps.are_done(photo)]
+    missing = ranks.first(lambda: [i for i, p in enumerate(found) if not steps.are_done(p)])
+    todo = ranks.share(missing)
     problems: dict[int, str] = {}
 
     def finish(i: int, _: int, task: Future[None]) -> None:
@@ -148,8 +152,9 @@ def predict_folder(
                 finish(*writing.popleft())
     except OSError as error:
         raise InputError(f"Output folder {out} cannot be written: {error}") from error
+    problems = {i: text for each in ranks.gather(problems) for i, text in each.items()}
     done = [photo for i, photo in enumerate(found) if i not in problems]
-    return Predicted(done, len(todo) - len(problems), list(problems.values()))
+    return Predicted(done, len(missing) - len(problems), list(problems.values()))
 
 
 class _Decoded(NamedTuple):

@@ -30,12 +30,14 @@ from pgnn_geo.labels.propagation import (
     fit_prototypes,
     from_prototypes,
     mean_features,
+    own_blocks,
     photo_graphs,
     within,
 )
 from pgnn_geo.labels.tagged_maps import TaggedMaps
 from pgnn_geo.nn import ClassPrototypes, CongenericPropagation
 from pgnn_geo.nn.propagation import centered_unit
+from pgnn_geo.ranks import ALONE, Ranks
 
 StepName = Literal["evidence", "prototypes", "classifier"]
 
@@ -113,6 +115,7 @@ class EvidenceModel(nn.Module):
         tags: Tensor,
         step: StepName = "classifier",
         device: torch.device | str = "cpu",
+        ranks: Ranks = ALONE,
     ) -> TaggedMaps:
         """Return the attention maps of photos.
 
@@ -123,6 +126,7 @@ class EvidenceModel(nn.Module):
                 tags' classifier; :obj:`"prototypes"` or :obj:`"classifier"`, propagated within each
                 photo. (default: :obj:`"classifier"`)
             device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
+            ranks (Ranks): The processes that share the photos. (default: this one alone)
         """
         start = TaggedMaps.empty(tags, features.shape[-1])
         named: dict[StepName, list[Step]] = {
@@ -130,7 +134,7 @@ class EvidenceModel(nn.Module):
             "prototypes": [from_prototypes(self.prototypes), within(self.propagation)],
             "classifier": [self._classifier_step, within(self.propagation)],
         }
-        return complete(features, start, named[step], self.config.grid, device)
+        return complete(features, start, named[step], self.config.grid, device, ranks)
 
     def _evidence_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
         mean = self.propagation.mean
@@ -148,14 +152,19 @@ def fit_evidence(
     tags: Tensor,
     config: EvidenceConfig | None = None,
     device: torch.device | str = "cpu",
+    ranks: Ranks = ALONE,
 ) -> EvidenceModel:
     """Learn from the tags of photos.
+
+    Of several processes each goes through its share of the photos; the two linear fits, which take
+    as long however many photos there are or next to nothing, are the first one's.
 
     Args:
         features (Features): Features of :math:`M` photos, squares.
         tags (torch.Tensor): Their multi-hot tags :obj:`[M, K]`.
         config (EvidenceConfig, optional): How; default values if not given.
         device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
+        ranks (Ranks): The processes that share the photos. (default: this one alone)
 
     Raises:
         InputError: If numbers of photos disagree, or all photos have one tag.
@@ -164,38 +173,50 @@ def fit_evidence(
         raise InputError(f"features of {len(features)} photos, tags of {len(tags)}")
     model = EvidenceModel(tags.size(1), features.shape[1], config).to(device)
     config = model.config
-    means = mean_features(features, device)
+    means = mean_features(features, device, ranks)
     mean = means.mean(dim=0)
     assert model.propagation.mean is not None  # which the constructor gave it
     model.propagation.mean.copy_(mean)
-    weight, _ = fit_tag_evidence(means - mean, tags, config.evidence_penalty)
+    penalty = config.evidence_penalty
+    weight, _ = ranks.first(lambda: fit_tag_evidence(means - mean, tags, penalty))
     model.evidence.copy_(weight)
-    maps = model.maps(features, tags, "evidence", device)
+    maps = model.maps(features, tags, "evidence", device, ranks)
     for turn in range(config.prototype_rounds):
         if turn:
             step = from_prototypes(model.prototypes)
-            maps = complete(features, maps, [step], config.grid, device)
-        fitted = fit_prototypes(features, maps, mean, config.threshold, config.grid, device)
+            maps = complete(features, maps, [step], config.grid, device, ranks)
+        options = config.threshold, config.grid, device, ranks
+        fitted = fit_prototypes(features, maps, mean, *options)
         model.prototypes.load_state_dict(fitted.state_dict())
     for turn in range(config.classifier_rounds):
-        maps = model.maps(features, tags, "classifier" if turn else "prototypes", device)
-        positions = _positions(model, features, maps, device)
-        model.classifier.copy_(
-            fit_position_classifier(
-                positions, config.penalty, config.partial, config.balance, config.iterations
-            )
-        )
+        maps = model.maps(features, tags, "classifier" if turn else "prototypes", device, ranks)
+        positions = _positions(model, features, maps, device, ranks)
+        model.classifier.copy_(ranks.first(lambda found=positions: _classifier(found, config)))
     return model
 
 
+def _classifier(positions: Positions, config: EvidenceConfig) -> Tensor:
+    settings = config.penalty, config.partial, config.balance, config.iterations
+    return fit_position_classifier(positions, *settings).cpu()
+
+
 def _positions(
-    model: EvidenceModel, features: Features, maps: TaggedMaps, device: torch.device | str
+    model: EvidenceModel,
+    features: Features,
+    maps: TaggedMaps,
+    device: torch.device | str,
+    ranks: Ranks,
 ) -> Positions:
     """Return the positions that the classifier learns from: the same number of every photo."""
     config = model.config
     count = max(1, config.positions // len(features))
-    parts: list[Positions] = []
-    for graphs in photo_graphs(features, maps.tags, config.grid, device):
+    empty = torch.empty(0, model.channels), torch.empty(0, dtype=torch.long)
+    parts = [Positions(*empty, torch.empty(0, model.num_classes + 1, dtype=torch.bool))]
+    for graphs in (
+        graphs
+        for block in own_blocks(features, ranks)
+        for graphs in photo_graphs(features, maps.tags, config.grid, device, block)
+    ):
         values = graphs.nodes(maps.dense(graphs.photos))
         label = confident_labels(values, graphs.tags, config.foreground, config.background)
         nodes = len(values) // len(graphs.photos)
@@ -208,5 +229,6 @@ def _positions(
         ).to(label.device)
         allowed = torch.nn.functional.pad(graphs.tags[chosen], (1, 0), value=True)
         unit = centered_unit(graphs.x[chosen], model.propagation.mean)
-        parts.append(Positions(unit, label[chosen], allowed))
-    return Positions(*(torch.cat(part) for part in zip(*parts, strict=True)))
+        parts.append(Positions(unit.cpu(), label[chosen].cpu(), allowed.cpu()))
+    own = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Positions(*(ranks.cat(part).to(device) for part in own))

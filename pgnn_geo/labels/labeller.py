@@ -24,6 +24,7 @@ from pgnn_geo.labels.evidence import check_tags
 from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, fit_evidence
 from pgnn_geo.nn.backbones import Backbone, BackboneName, build_backbone
 from pgnn_geo.nn.backbones.weights import is_file
+from pgnn_geo.ranks import ALONE, Ranks
 
 _FORMAT = "pgnn_geo evidence model 1"
 _BACKBONE = "backbone."
@@ -86,6 +87,7 @@ class Labeller:
         labels: Mapping[str, Any] | None = None,
         device: torch.device | str = "cpu",
         progress: Progress = no_progress,
+        ranks: Ranks = ALONE,
     ) -> "Labeller":
         """Learn from the tags of photos.
 
@@ -97,6 +99,7 @@ class Labeller:
             features, config, labels: See :class:`Labeller`; default values if not given.
             device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
             progress (callable, optional): Progress display.
+            ranks (Ranks): The processes that share the photos. (default: this one alone)
 
         Raises:
             InputError: If the photos have no tags, or all have one in common.
@@ -106,15 +109,19 @@ class Labeller:
         check_tags(dataset.tags)  # before the features, which take a while
         features = features or FrozenFeatureConfig()
         backbone = source.build().to(device)
-        bank = frozen_features(backbone, dataset, folder, features, progress)
-        model = fit_evidence(bank, dataset.tags, config, device)
+        bank = frozen_features(backbone, dataset, folder, features, progress, ranks)
+        model = fit_evidence(bank, dataset.tags, config, device, ranks)
         return cls(source, backbone, features, model, dataset.classes, ledger, labels)
 
     def bank(
-        self, dataset: TaggedDataset, folder: Path, progress: Progress = no_progress
+        self,
+        dataset: TaggedDataset,
+        folder: Path,
+        progress: Progress = no_progress,
+        ranks: Ranks = ALONE,
     ) -> FeatureBank:
         """Return the features of photos as this sees them, see :func:`frozen_features`."""
-        return frozen_features(self.backbone, dataset, folder, self.features, progress)
+        return frozen_features(self.backbone, dataset, folder, self.features, progress, ranks)
 
     def to(self, device: torch.device | str) -> "Labeller":
         """Move to a device."""

@@ -18,6 +18,7 @@ from torch_geometric.utils import scatter
 from pgnn_geo.graph import PatchGraphBuilder, stitch
 from pgnn_geo.labels.tagged_maps import TaggedMaps
 from pgnn_geo.nn import ClassPrototypes, CongenericPropagation
+from pgnn_geo.ranks import ALONE, Ranks, blocks
 
 PropagationName = Literal["none", "within", "prototypes", "both"]
 
@@ -70,21 +71,32 @@ Step = Callable[[PhotoGraphs, Tensor], Tensor]
 
 
 def photo_graphs(
-    features: Features, tags: Tensor, grid: int | None = None, device: torch.device | str = "cpu"
+    features: Features,
+    tags: Tensor,
+    grid: int | None = None,
+    device: torch.device | str = "cpu",
+    block: range | None = None,
 ) -> Iterator[PhotoGraphs]:
-    """Yield the graphs of all photos, a few at a time.
+    """Yield the graphs of photos, a few at a time.
 
     Args:
         features (Features): The feature maps, squares.
         tags (torch.Tensor): Multi-hot tags :obj:`[M, K]`.
         grid (int, optional): Patches per side; single positions if not given.
         device (torch.device or str): Where the graphs are wanted. (default: :obj:`"cpu"`)
+        block (range, optional): Which photos; all if not given.
     """
     builder = PatchGraphBuilder(grid=grid or features.shape[-1])
-    for photos in torch.arange(len(features)).split(CHUNK):
+    block = range(len(features)) if block is None else block
+    for photos in torch.arange(block.start, block.stop).split(CHUNK):
         batch = builder(features[photos].to(device), images_per_group=1)
         image_tags = tags[photos].bool().to(device)
         yield PhotoGraphs(photos, batch, _means(batch), image_tags[batch.image_batch])
+
+
+def own_blocks(features: Features, ranks: Ranks) -> Sequence[range]:
+    """Return this process' share of the blocks in which sums over photos are taken."""
+    return ranks.share(blocks(len(features), CHUNK))
 
 
 def _means(batch: Batch) -> Tensor:
@@ -99,6 +111,7 @@ def complete(
     steps: Sequence[Step],
     grid: int | None = None,
     device: torch.device | str = "cpu",
+    ranks: Ranks = ALONE,
 ) -> TaggedMaps:
     """Take the evidence of all photos through steps of message passing, one photo at a time.
 
@@ -110,14 +123,19 @@ def complete(
         start (TaggedMaps): Their evidence to begin with.
         steps (sequence of Step): For example :func:`within` of a layer.
         grid, device: See :func:`photo_graphs`.
+        ranks (Ranks): The processes that share the photos; each has all maps in the end.
+            (default: this one alone)
     """
-    rows = torch.empty_like(start.maps)
-    for graphs in photo_graphs(features, start.tags, grid, device):
-        values = graphs.nodes(start.dense(graphs.photos))
-        for step in steps:
-            values = graphs.normalized(step(graphs, values) * graphs.tags)
-        start.put(rows, graphs.photos, graphs.maps(values))
-    return start.with_maps(rows)
+    rows, own = torch.empty_like(start.maps), own_blocks(features, ranks)
+    for block in own:
+        for graphs in photo_graphs(features, start.tags, grid, device, block):
+            values = graphs.nodes(start.dense(graphs.photos))
+            for step in steps:
+                values = graphs.normalized(step(graphs, values) * graphs.tags)
+            start.put(rows, graphs.photos, graphs.maps(values))
+    bounds = torch.tensor([own[0].start, own[-1].stop] if own else [0, 0])
+    first, last = torch.searchsorted(start.owners.cpu().contiguous(), bounds).tolist()
+    return start.with_maps(ranks.cat(rows[first:last]).to(rows))
 
 
 def within(layer: CongenericPropagation) -> Step:
@@ -145,6 +163,7 @@ def fit_prototypes(
     threshold: float = 0.3,
     grid: int | None = None,
     device: torch.device | str = "cpu",
+    ranks: Ranks = ALONE,
 ) -> ClassPrototypes:
     """Return one more node per class, to which the nodes of all photos have passed their features.
 
@@ -154,21 +173,38 @@ def fit_prototypes(
         mean (torch.Tensor): Their mean :obj:`[C]`, see :func:`mean_features`.
         threshold (float): See :class:`~pgnn_geo.nn.ClassPrototypes`. (default: :obj:`0.3`)
         grid, device: See :func:`photo_graphs`.
+        ranks (Ranks): The processes that share the photos. (default: this one alone)
     """
-    prototypes = ClassPrototypes(start.tags.size(1), features.shape[1], threshold, mean).to(device)
-    for graphs in photo_graphs(features, start.tags, grid, device):
-        values = graphs.nodes(start.dense(graphs.photos))
-        prototypes.update(graphs.x, values, graphs.tags.to(values))
-    return prototypes
+
+    def empty() -> ClassPrototypes:
+        size = start.tags.size(1), features.shape[1]
+        return ClassPrototypes(*size, threshold, mean).to(device)
+
+    parts = []
+    for block in own_blocks(features, ranks):
+        part = empty()
+        for graphs in photo_graphs(features, start.tags, grid, device, block):
+            values = graphs.nodes(start.dense(graphs.photos))
+            part.update(graphs.x, values, graphs.tags.to(values))
+        parts.append({name: value.cpu() for name, value in part.state_dict().items()})
+    total = empty()
+    for state in (state for each in ranks.gather(parts) for state in each):
+        part = empty()
+        part.load_state_dict(state)
+        total.merge(part)
+    return total
 
 
-def mean_features(features: Features, device: torch.device | str = "cpu") -> Tensor:
+def mean_features(
+    features: Features, device: torch.device | str = "cpu", ranks: Ranks = ALONE
+) -> Tensor:
     """Return the mean feature of every photo, :obj:`[M, C]`, on the CPU."""
     means = [
         features[photos].to(device).mean(dim=(2, 3)).cpu()
-        for photos in torch.arange(len(features)).split(CHUNK)
+        for block in own_blocks(features, ranks)
+        for photos in torch.arange(block.start, block.stop).split(CHUNK)
     ]
-    return torch.cat(means)
+    return ranks.cat(torch.cat([torch.empty(0, features.shape[1]), *means]))
 
 
 def propagate(

@@ -204,7 +204,7 @@ def timm_entry(name: str) -> BackboneEntry:
 
     def weights(wanted: str) -> PretrainedWeights:
         chosen = tag if wanted == "DEFAULT" else wanted
-        if chosen and chosen not in tags or not tags:
+        if (chosen and chosen not in tags) or not tags:
             raise InputError(
                 f"'weights' for timm:{name} must be 'DEFAULT', None, a file's path or one of "
                 f"{tags}, got {chosen or wanted!r}."

@@ -1,0 +1,81 @@
+"""Commands in several processes, started by ``torchrun`` or by SLURM's ``srun``."""
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning.fabric.plugins.environments import SLURMEnvironment
+
+from pgnn_geo.errors import InputError
+from pgnn_geo.io.run_folder import console
+from pgnn_geo.ranks import OtherRankError, Ranks, join_ranks
+
+#: What a folder answers that cannot be written for now.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+#: Commands whose work is shared; the others are for one process, which may start its own.
+SHARED = ("run", "label", "predict", "evaluate")
+
+
+def join() -> Ranks:
+    """Return this process' place among those of the command; only the first one prints.
+
+    Raises:
+        InputError: If the others cannot be met.
+    """
+    _read_slurm()
+    ranks = join_ranks()
+    console.quiet = not ranks.is_first
+    return ranks
+
+
+@contextmanager
+def errors_as_lines() -> Iterator[None]:
+    """End the program with status 2 and one line on an error that people can do something about."""
+    try:
+        yield
+    except OtherRankError:  # which the first process says
+        sys.exit(2)
+    except InputError as error:
+        print(f"pgnn-geo: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(
+            f"pgnn-geo: error: {error}. What is there is kept; once it can be written again, the "
+            "same command goes on.",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+def check_alone(command: str) -> None:
+    """Check that a command that is for one process is in one.
+
+    Raises:
+        InputError: If it is in several.
+    """
+    _read_slurm()
+    if command not in SHARED and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError(
+            f"'{command}' is for one process, which starts its own as --train.devices says; only "
+            f"{', '.join(SHARED)} are started in several"
+        )
+
+
+def _read_slurm() -> None:
+    """Set what ``torchrun`` would have set, in a step of SLURM with several tasks."""
+    if "WORLD_SIZE" in os.environ or not SLURMEnvironment.detect():
+        return
+    slurm = SLURMEnvironment()
+    os.environ |= {
+        "WORLD_SIZE": str(slurm.world_size()),
+        "RANK": str(slurm.global_rank()),
+        "LOCAL_RANK": str(slurm.local_rank()),
+        "LOCAL_WORLD_SIZE": os.environ.get("SLURM_NTASKS_PER_NODE", "1"),
+        "MASTER_ADDR": slurm.main_address,
+        "MASTER_PORT": str(slurm.main_port),
+    }
