@@ -1,13 +1,17 @@
 """The argument parser of the command line: lists and switches as shells are used to them."""
 
+import importlib
 import inspect
 import json
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
+
+from pgnn_geo.errors import InputError
 
 
 class Parser(ArgumentParser):
@@ -17,7 +21,7 @@ class Parser(ArgumentParser):
     jsonargparse has them: ``--photos '["A", "B"]'``, ``--overlays true``.
     """
 
-    lists = ("--photos", "--runs", "--scales")
+    lists = ("--imports", "--photos", "--runs", "--scales")
     switches = ("--overlays", "--probabilities", "--submission")
 
     def parse_args(  # type: ignore[override]
@@ -47,6 +51,26 @@ def _is_list(text: str) -> bool:
     return text.startswith("[") and text.endswith("]")
 
 
+def import_modules(names: Iterable[str]) -> None:
+    """Import modules that register choices, from the current folder or where Python finds them.
+
+    Args:
+        names (iterable of str): Their names, as in an import.
+
+    Raises:
+        InputError: If one is not there or cannot be imported.
+    """
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise InputError(
+                f"--imports {name} cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+
+
 def run_command(
     program: str,
     commands: Sequence[Callable[..., None]],
@@ -54,6 +78,8 @@ def run_command(
     args: Sequence[str] | None = None,
 ) -> None:
     """Run the command that arguments name; each command is a function.
+
+    Each has the options :obj:`--config`, and :obj:`--imports` for :func:`import_modules` as well.
 
     Args:
         program (str): Name of the program.
@@ -64,13 +90,17 @@ def run_command(
     parser = Parser(prog=program)
     subcommands = parser.add_subcommands(required=True)
     for command in commands:
-        name, said = command.__name__, (inspect.getdoc(command) or "").split("\n")[0]
+        name, title = command.__name__, (inspect.getdoc(command) or "").split("\n")[0]
         files: list[Any] = [recipes[name]] if name in recipes else []
-        options = Parser(description=said, default_config_files=files)
+        options = Parser(description=title, default_config_files=files)
         options.add_argument("--config", action="config", help="YAML file of options")
+        said = "modules that register backbones, data sets, ... of your own"
+        options.add_argument("--imports", type=list[str], default=[], help=said)
         options.add_function_arguments(command, as_group=False, sub_configs=True)
-        subcommands.add_subcommand(name, options, help=said)
-    chosen = parser.instantiate(parser.parse_args(args))
+        subcommands.add_subcommand(name, options, help=title)
+    chosen = parser.parse_args(args)
+    import_modules(chosen[chosen.subcommand].pop("imports"))  # before configurations check names
+    chosen = parser.instantiate(chosen)
     values = chosen[chosen.subcommand].as_dict()
     values.pop("config", None)
     {command.__name__: command for command in commands}[chosen.subcommand](**values)
