@@ -17,7 +17,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from _common import machine
@@ -35,7 +35,7 @@ from pgnn_geo.io.files import atomic_write
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.io.run_folder import console, progress
 from pgnn_geo.labels.maps import attention_maps
-from pgnn_geo.labels.refine import RefinementName
+from pgnn_geo.labels.refine import REFINEMENTS
 
 COLUMNS = ("refine", "background", "mIoU", "gain", "P", "R", "photos/s")
 
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--checkpoint", type=Path, help="model.pt that infers the maps")
     out.add_argument("--maps", type=Path, help="maps.pt of an earlier call instead")
     out.add_argument("--out", type=Path, required=True, help="folder of the results")
-    names = get_args(RefinementName)
+    names = list(REFINEMENTS)
     out.add_argument("--refine", nargs="+", choices=names, default=names, help="what to compare")
     config = LabelConfig()
     out.add_argument("--background", type=float, help="score; by default that of such a model")

@@ -1,6 +1,6 @@
 """The command line, ``pgnn-geo COMMAND``: each command is a function.
 
-Its ``**source`` are the options of :class:`~pgnn_geo.datasets.config.DataConfig`, which the parser
+Its ``**source`` are the options of :class:`~pgnn_geo.datasets.DataConfig`, which the parser
 finds by the call that they go into.
 """
 
@@ -54,7 +54,6 @@ try:
     from pgnn_geo.io.run_folder import claim_folder, console, notes_as_lines, progress
     from pgnn_geo.labels.frozen import EvidenceConfig, StepName
     from pgnn_geo.labels.maps import MapConfig
-    from pgnn_geo.labels.refine import RefinementName
     from pgnn_geo.precision import Precision, default_device
     from pgnn_geo.training.attention import AttentionTrainingConfig
     from pgnn_geo.training.preflight import find_problems, raise_problems
@@ -302,7 +301,7 @@ def predict(
     scales: list[float] = SCALES,
     flip: bool = True,
     max_side: int = PREDICT.max_side,
-    refine: RefinementName = "none",
+    refine: str = "none",
     tags: str | None = None,
     overlays: bool = False,
     probabilities: bool = False,

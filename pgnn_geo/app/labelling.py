@@ -34,7 +34,6 @@ from pgnn_geo.io.tensor_folder import CONFIG
 from pgnn_geo.labels.frozen import StepName
 from pgnn_geo.labels.labeller import Labeller
 from pgnn_geo.labels.maps import attention_maps
-from pgnn_geo.labels.refine import DenseCRF
 from pgnn_geo.labels.seeds import refined_labels
 from pgnn_geo.nn import PGNN
 from pgnn_geo.precision import default_device
@@ -241,5 +240,5 @@ def label_images(
             yield item["image"].as_subclass(Tensor), attention[index], tagged
 
     refinement = config.build_refinement(workers=os.cpu_count() or 1)
-    with refinement if isinstance(refinement, DenseCRF) else nullcontext():
+    with refinement or nullcontext():
         yield from refined_labels(photos(), refinement, config.background, config.power)

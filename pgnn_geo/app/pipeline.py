@@ -189,7 +189,7 @@ def summarize(
     label_sheets(out / "overlays", truth or dataset, folders)
     return {
         **metrics,
-        "split": config.data.split if config.data.data != "folder" else None,
+        "split": config.data.split if config.data.has_splits else None,
         "images": len(dataset),
         "classes": list(dataset.classes),
         "background": {name: asdict(config.labels_of(name)) for name in config.names},
