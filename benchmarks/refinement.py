@@ -24,7 +24,7 @@ from _common import machine
 from torch import Tensor
 
 from pgnn_geo.app.config import LabelConfig
-from pgnn_geo.app.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
+from pgnn_geo.app.config_changes import label_defaults
 from pgnn_geo.app.evaluation import evaluate
 from pgnn_geo.app.pipeline import label_images
 from pgnn_geo.datasets import TaggedDataset
@@ -86,7 +86,7 @@ def read_maps(args: argparse.Namespace, photos: TaggedDataset) -> tuple[list[Ten
     path: Path = args.maps or args.out / "maps.pt"
     if args.maps is None:
         model, _, _, labelling = load_attention_model(args.checkpoint)
-        maps, labels = label_defaults(model, labelling, MapConfigChanges(), LabelConfigChanges())
+        maps, labels = label_defaults(model, labelling)
         stored: dict[str, Any] = {
             "image_ids": photos.image_ids,
             "background": labels.background,

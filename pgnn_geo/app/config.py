@@ -311,7 +311,8 @@ class RunConfig:
 
     def maps_of(self, name: ModelName) -> MapConfig:
         """Return how the maps of a model are inferred."""
-        maps = replace(self.maps, size=self.maps.size or self.train.size)
+        train = self.train
+        maps = self.maps.settled(train.size, train.group_size, train.seed)
         return maps if name == "pgnn" else replace(maps, **CAM_MAPS)
 
     def labels_of(self, name: ModelName) -> LabelConfig:

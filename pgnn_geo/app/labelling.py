@@ -54,9 +54,9 @@ def label(
     checkpoint: Path,
     dataset: TaggedDataset,
     out: Path,
-    maps: MapConfigChanges,
-    labels: LabelConfigChanges,
-    cache: Path | None,
+    maps: MapConfigChanges | None = None,
+    labels: LabelConfigChanges | None = None,
+    cache: Path | None = None,
     boxes: Path | None = None,
     step: StepName | None = None,
 ) -> Path:
@@ -68,9 +68,9 @@ def label(
         checkpoint (Path): The file of a trained model, or the folder of a model of evidence.
         dataset (TaggedDataset): Photos with tags.
         out (Path): The folder; made if it is missing.
-        maps (MapConfig): How a trained model's attention maps are inferred; a value of :obj:`None`
-            is what the model was saved with.
-        labels (LabelConfig): How label images are made from them, in the same way.
+        maps (MapConfig, optional): How a trained model's attention maps are inferred; what is not
+            given, or :obj:`None`, is as the model was saved with.
+        labels (LabelConfig, optional): How label images are made from them, in the same way.
         cache (Path, optional): Where features of the photos, or outputs of frozen stages, are kept
             for reuse.
         boxes (Path, optional): COCO results with the photos' boxes, for a model whose patches they
@@ -143,13 +143,13 @@ def _write(out: Path, image_ids: Sequence[str], masks: Iterable[Tensor]) -> None
 def _evidence(
     checkpoint: Path,
     dataset: TaggedDataset,
-    maps: MapConfigChanges,
-    labels: LabelConfigChanges,
+    maps: MapConfigChanges | None,
+    labels: LabelConfigChanges | None,
     cache: Path,
     boxes: Path | None,
     step: StepName | None,
 ) -> _Source:
-    if boxes is not None or maps != MapConfigChanges():
+    if boxes is not None or maps not in (None, MapConfigChanges()):
         raise InputError(
             f"{checkpoint} is a model of evidence, whose maps are made one way: leave out --boxes "
             "and --maps."
@@ -176,8 +176,8 @@ def _evidence(
 def _network(
     checkpoint: Path,
     dataset: TaggedDataset,
-    maps: MapConfigChanges,
-    labels: LabelConfigChanges,
+    maps: MapConfigChanges | None,
+    labels: LabelConfigChanges | None,
     cache: Path | None,
     scratch: Path,
     boxes: Path | None,

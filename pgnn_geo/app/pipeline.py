@@ -10,7 +10,6 @@ from lightning.pytorch import seed_everything
 
 from pgnn_geo.app import stage2
 from pgnn_geo.app.config import ModelName, RunConfig, SegmentConfig
-from pgnn_geo.app.config_changes import LabelConfigChanges, MapConfigChanges
 from pgnn_geo.app.evaluation import evaluate
 from pgnn_geo.app.labelling import label
 from pgnn_geo.boxes.patches import describe_boxes, make_boxes, patch_problems
@@ -92,8 +91,7 @@ def _frozen(config: RunConfig, out: Path, dataset: TaggedDataset, cache: Path) -
     model = fit(config, out / "pgnn" / "model", dataset, cache)
     for name in config.names:
         step: StepName | None = "evidence" if name == "cam" else None
-        changes = MapConfigChanges(), LabelConfigChanges()
-        label(model, dataset, out / name / "labels", *changes, cache, step=step)
+        label(model, dataset, out / name / "labels", cache=cache, step=step)
 
 
 def fit(config: RunConfig, path: Path, dataset: TaggedDataset, cache: Path) -> Path:
@@ -137,8 +135,8 @@ def _trained(
         train(config, name, out / name, dataset, cache, boxes)
     for name in config.names:
         used = None if boxes is None or name == "cam" else out / "boxes.json"
-        changes = MapConfigChanges(), LabelConfigChanges()
-        label(out / name / "model.pt", dataset, out / name / "labels", *changes, cache, used)
+        model = out / name / "model.pt"
+        label(model, dataset, out / name / "labels", cache=cache, boxes=used)
     return boxes
 
 
