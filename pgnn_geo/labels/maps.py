@@ -73,7 +73,9 @@ class MapConfig:
     def settled(self, size: int = 256, group_size: int = 3, seed: int = 0) -> "MapConfig":
         """Return a copy in which what was left open has these values."""
         given = {"size": size, "group_size": group_size, "seed": seed}
-        left = {name: value for name, value in given.items() if getattr(self, name) is None}
+        left: dict[str, Any] = {
+            name: value for name, value in given.items() if getattr(self, name) is None
+        }
         return replace(self, **left)
 
 

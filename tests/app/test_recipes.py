@@ -173,7 +173,7 @@ from pgnn_geo.labels import REFINEMENTS, PixelAdaptiveRefinement
 from pgnn_geo.nn.kernels import KERNELS, Kernel
 
 KERNELS.register("exponential")(Kernel(lambda cosine, power: (power * cosine).exp()))
-DATASETS.register("drawings")(lambda config, masks: Shapes(config.root, config.split, with_masks=masks))
+DATASETS.register("drawings")(lambda data, masks: Shapes(data.root, data.split, with_masks=masks))
 REFINEMENTS.register("short")(lambda **options: PixelAdaptiveRefinement(1, (1,)))
 """
 
