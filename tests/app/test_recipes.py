@@ -68,8 +68,9 @@ def run_of(shapes_root, tmp_path_factory):
 
     def run_of(recipe):
         if recipe not in done:
-            done[recipe] = tmp_path_factory.mktemp(recipe) / "run"
-            run(shapes_root, done[recipe], recipe)
+            out = tmp_path_factory.mktemp(recipe) / "run"
+            run(shapes_root, out, recipe)
+            done[recipe] = out
         return done[recipe]
 
     return run_of
@@ -144,13 +145,14 @@ def test_settings_of_the_other_flow_are_refused(shapes_root, tmp_path, capsys, o
 def test_a_kept_bank_serves_other_runs_and_changes_nothing(
     run_of, shapes_root, tmp_path, monkeypatch, capsys
 ):
-    kept, cache = tmp_path / "kept", f"--cache={tmp_path / 'cache'}"
+    whole, kept, cache = run_of("best"), tmp_path / "kept", f"--cache={tmp_path / 'cache'}"
+    capsys.readouterr()
     run(shapes_root, kept, "best", cache, "--baseline=true")
     assert "CAM IoU" in capsys.readouterr().out
     monkeypatch.setattr("pgnn_geo.features.frozen.photo_batches", None)  # none is decoded again
     run(shapes_root, tmp_path / "other", "best", cache, "--labels.background=0.3")
     for path in (kept / "pgnn").rglob("*.*"):
-        assert path.read_bytes() == (run_of("best") / path.relative_to(kept)).read_bytes()
+        assert path.read_bytes() == (whole / path.relative_to(kept)).read_bytes()
     differ = [
         not torch.equal(load_mask(path), load_mask(tmp_path / "other/pgnn/labels" / path.name))
         for path in (kept / "pgnn" / "labels").glob("*.png")
@@ -168,12 +170,12 @@ def test_a_kept_bank_serves_other_runs_and_changes_nothing(
 
 
 OWN = """
-from pgnn_geo.datasets import DATASETS, Shapes
+from pgnn_geo.datasets import DATASETS, VOC2012
 from pgnn_geo.labels import REFINEMENTS, PixelAdaptiveRefinement
 from pgnn_geo.nn.kernels import KERNELS, Kernel
 
 KERNELS.register("exponential")(Kernel(lambda cosine, power: (power * cosine).exp()))
-DATASETS.register("drawings")(lambda data, masks: Shapes(data.root, data.split, with_masks=masks))
+DATASETS.register("drawings")(lambda data, masks: VOC2012(data.root, data.split, with_masks=masks))
 REFINEMENTS.register("short")(lambda **options: PixelAdaptiveRefinement(1, (1,)))
 """
 
