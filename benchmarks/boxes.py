@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from pgnn_geo.app.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
+from pgnn_geo.app.config_changes import label_defaults
 from pgnn_geo.boxes import AttentionBoxConfig, AttentionBoxes, BoxFile, BoxSource
 from pgnn_geo.boxes.attention_boxes import ScoreName
 from pgnn_geo.boxes.evaluation import evaluate_boxes, true_boxes
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
 def map_configs(model: PGNN) -> dict[str, MapConfig]:
     """Return how the maps of a model are inferred, by what is added to the name of the row."""
-    maps, _ = label_defaults(model, {}, MapConfigChanges(), LabelConfigChanges())
+    maps, _ = label_defaults(model, {})
     found = {"": maps}
     if maps.propagate == "none":
         found[", completed"] = replace(COMPLETION, size=maps.size)

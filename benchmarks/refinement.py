@@ -17,14 +17,14 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from _common import machine
 from torch import Tensor
 
 from pgnn_geo.app.config import LabelConfig
-from pgnn_geo.app.config_changes import LabelConfigChanges, MapConfigChanges, label_defaults
+from pgnn_geo.app.config_changes import label_defaults
 from pgnn_geo.app.evaluation import evaluate
 from pgnn_geo.app.pipeline import label_images
 from pgnn_geo.datasets import TaggedDataset
@@ -35,7 +35,7 @@ from pgnn_geo.io.files import atomic_write
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.io.run_folder import console, progress
 from pgnn_geo.labels.maps import attention_maps
-from pgnn_geo.labels.refine import RefinementName
+from pgnn_geo.labels.refine import REFINEMENTS
 
 COLUMNS = ("refine", "background", "mIoU", "gain", "P", "R", "photos/s")
 
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--checkpoint", type=Path, help="model.pt that infers the maps")
     out.add_argument("--maps", type=Path, help="maps.pt of an earlier call instead")
     out.add_argument("--out", type=Path, required=True, help="folder of the results")
-    names = get_args(RefinementName)
+    names = list(REFINEMENTS)
     out.add_argument("--refine", nargs="+", choices=names, default=names, help="what to compare")
     config = LabelConfig()
     out.add_argument("--background", type=float, help="score; by default that of such a model")
@@ -86,7 +86,7 @@ def read_maps(args: argparse.Namespace, photos: TaggedDataset) -> tuple[list[Ten
     path: Path = args.maps or args.out / "maps.pt"
     if args.maps is None:
         model, _, _, labelling = load_attention_model(args.checkpoint)
-        maps, labels = label_defaults(model, labelling, MapConfigChanges(), LabelConfigChanges())
+        maps, labels = label_defaults(model, labelling)
         stored: dict[str, Any] = {
             "image_ids": photos.image_ids,
             "background": labels.background,

@@ -6,13 +6,22 @@
 Learns evidence from the tags of the photos of a split, as a recipe says, and scores the label
 images of each step on the same photos, as they are and refined. The scores at the recipe's own
 background are the result; `--backgrounds` tries others, to choose on photos that are not reported:
-`--tune extra` takes those of train_aug that the split has not. Features are kept in OUT: the second
-command takes a minute. OUT/stage1.md and .json hold the tables.
+`--tune extra` takes those of train_aug that the split has not, `--with-split` lets the tags of the
+split's photos join the fit, where the others are too few. Each `--set` makes a model of its own,
+rows of a table of choices:
+
+    python benchmarks/stage1.py --root VOCdevkit/VOC2012 --classes cat,cow,dog,horse,person,sheep \
+        --out runs/choice --tune extra --every 2 --steps classifier --refine none \
+        --backgrounds 0.55 0.6 --set classifier_rounds=1 --set foreground=0.65 background=0.35
+
+Features are kept in OUT: the second command takes a minute. OUT/stage1.md and .json hold the
+tables.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import time
@@ -41,15 +50,18 @@ from pgnn_geo.nn.backbones import build_backbone
 STEPS = ("evidence", "prototypes", "classifier")
 
 
-def photos_of(args: argparse.Namespace) -> TaggedDataset:
-    """The photos, with true masks to measure on."""
+def photos_of(args: argparse.Namespace) -> tuple[TaggedDataset, TaggedDataset]:
+    """The photos to measure on, with true masks, and those whose tags are learned from."""
     config = DataConfig("voc", args.root, args.split, args.classes)
     photos = config.build(with_masks=True)
     if args.tune is None:
-        return photos
+        measured = photos.subset(range(0, len(photos), args.every))
+        return measured, measured
     larger = replace(config, split="train_aug").build(with_masks=True)
     own = set(photos.image_ids)
-    return larger.subset([i for i, name in enumerate(larger.image_ids) if name not in own])
+    others = [i for i, name in enumerate(larger.image_ids) if name not in own][:: args.every]
+    kept = [i for i, name in enumerate(larger.image_ids) if name in own] if args.with_split else []
+    return larger.subset(others), larger.subset(sorted(kept + others))
 
 
 class Clock:
@@ -90,6 +102,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def values(words: list[str]) -> dict[str, Any]:
+    """Settings from words NAME=VALUE."""
+    parts = (word.partition("=") for word in words)
+    return {name: yaml.safe_load(value) for name, _, value in parts}
+
+
 def main() -> None:
     """Learn, measure, write the tables."""
     cli = argparse.ArgumentParser(
@@ -100,7 +118,11 @@ def main() -> None:
     cli.add_argument("--classes")
     cli.add_argument("--tune", choices=["extra"], help="the photos of train_aug beside the split")
     cli.add_argument("--recipe", default="best", help="name or YAML file, of the frozen flow")
-    cli.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="of its evidence")
+    cli.add_argument("--with-split", action="store_true", help="its photos' tags as well")
+    cli.add_argument("--every", type=int, default=1, help="every N-th photo is measured")
+    cli.add_argument(
+        "--set", nargs="*", action="append", metavar="NAME=VALUE", help="of its evidence, a model"
+    )
     cli.add_argument("--steps", nargs="*", choices=STEPS, default=[*STEPS])
     cli.add_argument("--refine", nargs="*", default=["none", "par"])
     cli.add_argument("--backgrounds", nargs="*", type=float, default=[])
@@ -108,33 +130,38 @@ def main() -> None:
     cli.add_argument("--out", type=Path, required=True)
     args = cli.parse_args()
     recipe = yaml.safe_load(recipe_file([f"--recipe={args.recipe}"]).read_text())
-    changes = {
-        name: yaml.safe_load(value) for name, _, value in (s.partition("=") for s in args.set)
-    }
     features = FrozenFeatureConfig(**recipe.get("features", {}))
-    evidence = EvidenceConfig(**{**recipe.get("evidence", {}), **changes})
+    models = {
+        " ".join(words): EvidenceConfig(**{**recipe.get("evidence", {}), **values(words)})
+        for words in args.set or [[]]
+    }
     labels = LabelConfig(**recipe.get("labels", {}))
 
-    photos, clock = photos_of(args), Clock()
-    assert photos.tags is not None
+    (photos, learned), clock = photos_of(args), Clock()
+    assert photos.tags is not None and learned.tags is not None
     with clock.step("features"):
         backbone = build_backbone(args.backbone, ModelConfig().weights)
         folder = args.out / f"{args.split}{'' if args.tune is None else '-' + args.tune}"
         bank = frozen_features(backbone, photos, folder, features, progress)
-    with clock.step("fit"):
-        model: EvidenceModel = fit_evidence(bank, photos.tags, evidence)
+        more = bank
+        if args.with_split:
+            folder = args.out / "learned"
+            more = frozen_features(backbone, learned, folder, features, progress)
     rows: list[dict[str, Any]] = []
-    for step in args.steps:
-        with clock.step(f"maps of the {step}"):
-            maps = model.maps(bank, photos.tags, step)
-        for refine in args.refine:
-            for background in dict.fromkeys([labels.background, *args.backgrounds]):
+    for name, evidence in models.items():
+        with clock.step(f"fit {name}".strip()):
+            model: EvidenceModel = fit_evidence(more, learned.tags, evidence)
+        for step in args.steps:
+            with clock.step(f"maps of the {step} {name}".strip()):
+                maps = model.maps(bank, photos.tags, step)
+            for refine, background in itertools.product(
+                args.refine, dict.fromkeys([labels.background, *args.backgrounds])
+            ):
                 chosen = replace(labels, background=background, refine=refine)
-                with clock.step(f"{step}, {refine}, {background}"):
+                with clock.step(f"{step}, {refine}, {background} {name}".strip()):
                     found = scores(photos, maps, chosen)
-                rows.append(
-                    {"step": step, "refine": refine, "background": f"{background}", **found}
-                )
+                row = {"step": step, "refine": refine, "background": f"{background}", **found}
+                rows.append({"set": name, **row} if args.set else row)
                 print("  ".join(f"{k}={v}" for k, v in rows[-1].items()), flush=True)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     costs = [
@@ -143,8 +170,9 @@ def main() -> None:
     ]
     facts = {
         "photos": len(photos),
+        "photos whose tags are learned from": len(learned),
         "features": asdict(features),
-        "evidence": asdict(evidence),
+        "evidence": {name: asdict(evidence) for name, evidence in models.items()},
         "features on disk, MB": bank.path.stat().st_size / 1e6,
         "peak memory, MB": usage.ru_maxrss / 1e3,
         "machine": machine("cpu"),

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -103,16 +104,11 @@ class Ranks:
         """
         if self.size == 1:
             return rows.cpu()
-        counts, parts = self.gather(len(rows)), list[Tensor]()
-        for source, count in enumerate(counts):
-            own = source == self.rank
-            part = (
-                rows.cpu().contiguous()
-                if own
-                else rows.new_empty(count, *rows.shape[1:], device="cpu")
-            )
-            _talk(lambda part=part, source=source: dist.broadcast(part, source))
-            parts.append(part)
+        counts = self.gather(len(rows))
+        parts = [rows.new_empty(count, *rows.shape[1:], device="cpu") for count in counts]
+        parts[self.rank].copy_(rows)
+        for source, part in enumerate(parts):
+            _talk(partial(dist.broadcast, part, source))
         return torch.cat(parts)
 
     def wait(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from jsonargparse import capture_parser
+from jsonargparse import ArgumentParser, capture_parser
 from PIL import Image
 
 from pgnn_geo.app import cli
@@ -72,10 +72,15 @@ def command_lines() -> list[str]:
     return sorted(set(lines))
 
 
-@pytest.mark.parametrize("line", command_lines())
-def test_command_lines_parse(line: str) -> None:
-    parser = capture_parser(cli.main)
+@pytest.fixture(scope="module")
+def parser() -> ArgumentParser:
+    parser = capture_parser(partial(cli.main, []))
     parser.exit_on_error = False
+    return parser
+
+
+@pytest.mark.parametrize("line", command_lines())
+def test_command_lines_parse(parser: ArgumentParser, line: str) -> None:
     parser.parse_args(shlex.split(line, comments=True)[1:])
 
 

@@ -1,6 +1,6 @@
 """The command line, ``pgnn-geo COMMAND``: each command is a function.
 
-Its ``**source`` are the options of :class:`~pgnn_geo.datasets.config.DataConfig`, which the parser
+Its ``**source`` are the options of :class:`~pgnn_geo.datasets.DataConfig`, which the parser
 finds by the call that they go into.
 """
 
@@ -44,7 +44,7 @@ try:
     from pgnn_geo.app.launch import check_alone, errors_as_lines, join
     from pgnn_geo.app.recipes import recipe_file
     from pgnn_geo.boxes.cli import adjuster, detect
-    from pgnn_geo.boxes.config import BoxConfig, BoxSourceName
+    from pgnn_geo.boxes.config import BoxConfig
     from pgnn_geo.datasets.config import DataConfig
     from pgnn_geo.features import FrozenFeatureConfig
     from pgnn_geo.inference.predict import PredictConfig, predict_folder
@@ -55,7 +55,6 @@ try:
     from pgnn_geo.io.run_folder import claim_folder, console, notes_as_lines, progress
     from pgnn_geo.labels.frozen import EvidenceConfig, StepName
     from pgnn_geo.labels.maps import MapConfig
-    from pgnn_geo.labels.refine import RefinementName
     from pgnn_geo.precision import Precision, default_device
     from pgnn_geo.training.attention import AttentionTrainingConfig
     from pgnn_geo.training.preflight import find_problems, raise_problems
@@ -106,10 +105,7 @@ def run(
     labels: LabelConfig = LABELS,
     cam_labels: LabelConfig = CAM_LABELS,
     patches: Literal["none", "grid", "boxes"] = "none",
-    box_source: BoxSourceName = BOXES.source,
-    box_file: str | None = None,
-    top_k: int = BOXES.top_k,
-    box_size: int = BOXES.size,
+    boxes: BoxConfig = BOXES,
     segment: Literal["off", "short", "deeplab"] = "short",
     segment_network: SegmentationNetworkConfig = SEGMENTATION,
     segment_train: SegmentationTrainingConfigChanges = RECIPE,
@@ -140,11 +136,7 @@ def run(
         cam_labels: How they are made from the baseline's.
         patches: Nodes of a trained P-GNN's graph: "grid" cells, or "boxes" and what they leave;
             "none": there is no graph, and the maps are completed by propagation alone.
-        box_source: Where boxes come from: "attention", the maps of the CAM, completed; "detector",
-            one trained on the tags into OUT/detector; or "file".
-        box_file: That file, COCO results; only with --box_source file.
-        top_k: Boxes of what is seen of a photo that are patches, the best ones.
-        box_size: Positions per side of a box's patch.
+        boxes: Which boxes, with --patches boxes: a detector is trained into OUT/detector.
         segment: Recipe of stage 2, which trains DeepLab-v2 on the labels: "short" (hundreds of
             photos, a CPU) or "deeplab" (that of the paper, a GPU); "off" ends with the labels.
         segment_network: Its network.
@@ -157,9 +149,8 @@ def run(
         **source: Which photos, tags and classes.
     """
     exports = check_exports(export)
-    boxes = BoxConfig(box_source, box_file, top_k, box_size)
     if patches != "boxes" and boxes != BOXES:
-        raise InputError("--box_source, --box_file, --top_k and --box_size want --patches boxes")
+        raise InputError("--boxes.source, .file, .top_k and .size want --patches boxes")
     _check_graph(patches, network)
     stage2_config = None
     if segment != "off":
@@ -308,7 +299,7 @@ def predict(
     scales: list[float] = SCALES,
     flip: bool = True,
     max_side: int = PREDICT.max_side,
-    refine: RefinementName = "none",
+    refine: str = "none",
     tags: str | None = None,
     overlays: bool = False,
     probabilities: bool = False,

@@ -89,8 +89,13 @@ def run_command(
     """
     parser = Parser(prog=program)
     subcommands = parser.add_subcommands(required=True)
+    first = (sys.argv[1:] if args is None else args)[:1]
+    named = [command for command in commands if [command.__name__] == list(first)]
     for command in commands:
         name, title = command.__name__, (inspect.getdoc(command) or "").split("\n")[0]
+        if named and command not in named:  # its options would take a while and are not asked for
+            subcommands.add_subcommand(name, Parser(description=title), help=title)
+            continue
         files: list[Any] = [recipes[name]] if name in recipes else []
         options = Parser(description=title, default_config_files=files)
         options.add_argument("--config", action="config", help="YAML file of options")

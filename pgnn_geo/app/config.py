@@ -16,7 +16,6 @@ from pgnn_geo.labels.refine import (
     HALF_SIZE,
     HALF_SIZE_DILATIONS,
     Refinement,
-    RefinementName,
     build_refinement,
 )
 from pgnn_geo.nn import PGNN
@@ -76,8 +75,8 @@ class LabelConfig:
     Args:
         background (float): Constant background score.
         power (float, optional): Exponent of the other rule, taken if given.
-        refine (str): "par" or "crf" to fit the labels to the edges in the photo, or "none"; see
-            :func:`~pgnn_geo.labels.build_refinement`.
+        refine (str): "par" or "crf" to fit the labels to the edges in the photo, "none", or one of
+            your own; see :func:`~pgnn_geo.labels.build_refinement`.
         refine_iterations (int): Its iterations.
         refine_dilations (sequence of int): Of :obj:`"par"`: distances of the neighbours.
         refine_scale (float): Of :obj:`"par"`: size at which it works, as a fraction of the photo's.
@@ -85,7 +84,7 @@ class LabelConfig:
 
     background: float = 0.6
     power: float | None = None
-    refine: RefinementName = "none"
+    refine: str = "none"
     refine_iterations: int = 10
     refine_dilations: Sequence[int] = HALF_SIZE_DILATIONS
     refine_scale: float = HALF_SIZE
@@ -178,8 +177,8 @@ class SegmentConfig(Stage2Config):
         """Return the photos to measure on, if there are any that have masks."""
         if self.eval_split is None:
             return None
-        folder = self.data.data == "folder"
-        data = self.data if folder else replace(self.data, split=self.eval_split)
+        splits = self.data.has_splits
+        data = replace(self.data, split=self.eval_split) if splits else self.data
         return data if data.has_masks() else None
 
 
@@ -312,7 +311,8 @@ class RunConfig:
 
     def maps_of(self, name: ModelName) -> MapConfig:
         """Return how the maps of a model are inferred."""
-        maps = replace(self.maps, size=self.maps.size or self.train.size)
+        train = self.train
+        maps = self.maps.settled(train.size, train.group_size, train.seed)
         return maps if name == "pgnn" else replace(maps, **CAM_MAPS)
 
     def labels_of(self, name: ModelName) -> LabelConfig:

@@ -40,7 +40,10 @@ def recipe_with(
 
 
 def label_defaults(
-    model: PGNN, labelling: Mapping[str, Any], maps: MapConfigChanges, labels: LabelConfigChanges
+    model: PGNN,
+    labelling: Mapping[str, Any],
+    maps: MapConfigChanges | None = None,
+    labels: LabelConfigChanges | None = None,
 ) -> tuple[MapConfig, LabelConfig]:
     """Return how a trained model's labels are made, with every value given that is not None.
 
@@ -49,8 +52,8 @@ def label_defaults(
         labelling (mapping): What it was saved with: how its run makes them. Without it, a model
             that has no graph and was trained on tags alone is taken for a CAM, any other for a
             P-GNN, each with its default values.
-        maps (MapConfig): The values given of how attention maps are inferred.
-        labels (LabelConfig): The values given of how label images are made from them.
+        maps (MapConfig, optional): The values given of how attention maps are inferred.
+        labels (LabelConfig, optional): The values given of how label images are made from them.
     """
     cam = model.config["layers"] == 0 and model.activation == "relu"
     start = replace(MapConfig(), **CAM_MAPS) if cam else MapConfig()
@@ -59,18 +62,20 @@ def label_defaults(
 
 
 def label_config_of(
-    saved: Mapping[str, Any] | None, cam: bool, labels: LabelConfigChanges
+    saved: Mapping[str, Any] | None, cam: bool, labels: LabelConfigChanges | None = None
 ) -> LabelConfig:
     """Return how label images are made.
 
     Args:
         saved (mapping, optional): What the model was saved with.
         cam (bool): Whether it is a CAM, whose default values hold if nothing was saved.
-        labels (LabelConfig): The values given; those that are not None take the others' place.
+        labels (LabelConfig, optional): The values given; those that are not None take the others'
+            place.
     """
     default = CAM_LABELS if cam else LabelConfig()
     return replace(LabelConfig(**saved) if saved else default, **_given(labels))
 
 
 def _given(changes: Any) -> dict[str, Any]:
-    return {name: value for name, value in vars(changes).items() if value is not None}
+    values = {} if changes is None else vars(changes)
+    return {name: value for name, value in values.items() if value is not None}

@@ -34,7 +34,6 @@ from pgnn_geo.io.tensor_folder import CONFIG
 from pgnn_geo.labels.frozen import StepName
 from pgnn_geo.labels.labeller import Labeller
 from pgnn_geo.labels.maps import attention_maps
-from pgnn_geo.labels.refine import DenseCRF
 from pgnn_geo.labels.seeds import refined_labels
 from pgnn_geo.nn import PGNN
 from pgnn_geo.precision import default_device
@@ -56,9 +55,9 @@ def label(
     checkpoint: Path,
     dataset: TaggedDataset,
     out: Path,
-    maps: MapConfigChanges,
-    labels: LabelConfigChanges,
-    cache: Path | None,
+    maps: MapConfigChanges | None = None,
+    labels: LabelConfigChanges | None = None,
+    cache: Path | None = None,
     boxes: Path | None = None,
     step: StepName | None = None,
     ranks: Ranks = ALONE,
@@ -71,9 +70,9 @@ def label(
         checkpoint (Path): The file of a trained model, or the folder of a model of evidence.
         dataset (TaggedDataset): Photos with tags.
         out (Path): The folder; made if it is missing.
-        maps (MapConfig): How a trained model's attention maps are inferred; a value of :obj:`None`
-            is what the model was saved with.
-        labels (LabelConfig): How label images are made from them, in the same way.
+        maps (MapConfig, optional): How a trained model's attention maps are inferred; what is not
+            given, or :obj:`None`, is as the model was saved with.
+        labels (LabelConfig, optional): How label images are made from them, in the same way.
         cache (Path, optional): Where features of the photos, or outputs of frozen stages, are kept
             for reuse.
         boxes (Path, optional): COCO results with the photos' boxes, for a model whose patches they
@@ -163,14 +162,14 @@ def _write(out: Path, image_ids: Sequence[str], masks: Iterable[Tensor]) -> None
 def _evidence(
     checkpoint: Path,
     dataset: TaggedDataset,
-    maps: MapConfigChanges,
-    labels: LabelConfigChanges,
+    maps: MapConfigChanges | None,
+    labels: LabelConfigChanges | None,
     cache: Path,
     boxes: Path | None,
     step: StepName | None,
     ranks: Ranks,
 ) -> _Source:
-    if boxes is not None or maps != MapConfigChanges():
+    if boxes is not None or maps not in (None, MapConfigChanges()):
         raise InputError(
             f"{checkpoint} is a model of evidence, whose maps are made one way: leave out --boxes "
             "and --maps."
@@ -197,8 +196,8 @@ def _evidence(
 def _network(
     checkpoint: Path,
     dataset: TaggedDataset,
-    maps: MapConfigChanges,
-    labels: LabelConfigChanges,
+    maps: MapConfigChanges | None,
+    labels: LabelConfigChanges | None,
     cache: Path | None,
     scratch: Path,
     boxes: Path | None,
@@ -268,5 +267,5 @@ def label_images(
             yield item["image"].as_subclass(Tensor), attention[index], tagged
 
     refinement = config.build_refinement(workers=max(1, (os.cpu_count() or 1) // sharing))
-    with refinement if isinstance(refinement, DenseCRF) else nullcontext():
+    with refinement or nullcontext():
         yield from refined_labels(shown(), refinement, config.background, config.power)

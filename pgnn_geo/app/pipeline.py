@@ -10,7 +10,6 @@ from lightning.pytorch import seed_everything
 
 from pgnn_geo.app import stage2
 from pgnn_geo.app.config import ModelName, RunConfig, SegmentConfig
-from pgnn_geo.app.config_changes import LabelConfigChanges, MapConfigChanges
 from pgnn_geo.app.evaluation import evaluate
 from pgnn_geo.app.labelling import label
 from pgnn_geo.boxes.patches import describe_boxes, make_boxes, patch_problems
@@ -115,8 +114,7 @@ def _frozen(
     model = fit(config, out / "pgnn" / "model", dataset, cache, ranks)
     for name in config.names:
         step: StepName | None = "evidence" if name == "cam" else None
-        changes = MapConfigChanges(), LabelConfigChanges()
-        label(model, dataset, out / name / "labels", *changes, cache, step=step, ranks=ranks)
+        label(model, dataset, out / name / "labels", cache=cache, step=step, ranks=ranks)
 
 
 def fit(
@@ -165,8 +163,8 @@ def _trained(
         train(config, name, out / name, dataset, cache, boxes)
     for name in config.names:
         used = None if boxes is None or name == "cam" else out / "boxes.json"
-        changes = MapConfigChanges(), LabelConfigChanges()
-        label(out / name / "model.pt", dataset, out / name / "labels", *changes, cache, used)
+        model = out / name / "model.pt"
+        label(model, dataset, out / name / "labels", cache=cache, boxes=used)
     return boxes
 
 
@@ -222,7 +220,7 @@ def summarize(
         label_sheets(out / "overlays", truth or dataset, folders)
     return {
         **metrics,
-        "split": config.data.split if config.data.data != "folder" else None,
+        "split": config.data.split if config.data.has_splits else None,
         "images": len(dataset),
         "classes": list(dataset.classes),
         "background": {name: asdict(config.labels_of(name)) for name in config.names},

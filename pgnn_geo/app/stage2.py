@@ -176,7 +176,7 @@ def _measure(
         scores = evaluate(folder, truth, progress)
         metrics = {"segmenter": scores.to_dict(), "images": scores.images}
         label_sheets(out / "overlays", truth, {_TITLE: folder})
-    split = None if measured is None or measured.data == "folder" else measured.split
+    split = None if measured is None or not measured.has_splits else measured.split
     return {
         **metrics,
         "split": split,

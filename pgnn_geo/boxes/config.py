@@ -32,10 +32,12 @@ class BoxConfig:
 
     def __post_init__(self) -> None:
         if self.source not in get_args(BoxSourceName):
-            raise InputError(f"box_source={self.source!r}: want one of {get_args(BoxSourceName)}")
+            raise InputError(f"boxes.source={self.source!r}: want one of {get_args(BoxSourceName)}")
         if self.source == "file" and self.file is None:
-            raise InputError("box_source='file' needs a box_file of COCO results")
+            raise InputError("boxes.source='file' needs boxes.file, COCO results")
         if self.source != "file" and self.file is not None:
-            raise InputError(f"box_file='{self.file}' wants box_source='file', not '{self.source}'")
+            raise InputError(
+                f"boxes.file='{self.file}' wants boxes.source='file', not '{self.source}'"
+            )
         if self.top_k < 1 or self.size < 1:
-            raise InputError(f"top_k={self.top_k}, box_size={self.size}: want 1 or more")
+            raise InputError(f"boxes.top_k={self.top_k}, boxes.size={self.size}: want 1 or more")

@@ -118,7 +118,7 @@ class DetectConfig:
     @property
     def measured(self) -> DataConfig | None:
         """Return the other photos to detect in, if there are any."""
-        if self.eval_split is None or self.data.data == "folder":
+        if self.eval_split is None or not self.data.has_splits:
             return None
         return replace(self.data, split=self.eval_split)
 

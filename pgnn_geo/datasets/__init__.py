@@ -1,6 +1,7 @@
 """Tagged photos: VOC 2012, any folder with a CSV, an embedded set; transforms; groups."""
 
 from pgnn_geo.datasets.base import Item, TaggedDataset
+from pgnn_geo.datasets.config import DATASETS, DataConfig
 from pgnn_geo.datasets.folder import TaggedFolder
 from pgnn_geo.datasets.groups import (
     ClassGroupSampler,
@@ -17,10 +18,12 @@ from pgnn_geo.datasets.voc import VOC2012
 from pgnn_geo.io.masks import VOC_CLASSES
 
 __all__ = [
+    "DATASETS",
     "SHAPES_CLASSES",
     "VOC2012",
     "VOC_CLASSES",
     "ClassGroupSampler",
+    "DataConfig",
     "EvalTransform",
     "Groups",
     "Item",

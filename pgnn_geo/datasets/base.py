@@ -98,6 +98,11 @@ class TaggedDataset(Dataset[Item]):
         """The photo's file."""
         return self._images[index]
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether a photo has a mask, to measure against."""
+        return any(path is not None for path in self._masks or ())
+
     def mask_path(self, index: int) -> Path | None:
         """The mask's file, :obj:`None` if masks were not asked for or it has none."""
         return None if self._masks is None else self._masks[index]
@@ -169,6 +174,12 @@ class TaggedDataset(Dataset[Item]):
         other = copy.copy(self)
         other._masks = list(paths)
         other._table = _label_table(range(1, len(self.classes) + 1), len(self.classes))
+        return other
+
+    def without_masks(self) -> Self:
+        """The same photos, of which no mask is read."""
+        other = copy.copy(self)
+        other._masks = None
         return other
 
     def where_masked(self) -> Self:

@@ -110,7 +110,7 @@ class VOC2012(TaggedDataset):
 
     @property
     def has_masks(self) -> bool:
-        """Whether the folder holds masks of photos of the split, to measure against."""
+        """Whether the folder holds masks of photos of the split, even if none were asked for."""
         return self._has_masks
 
     def __repr__(self) -> str:

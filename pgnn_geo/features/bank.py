@@ -266,7 +266,7 @@ def _write(
             while batch is not None:
                 row, values = batch
                 file.seek(array.offset + row * size)
-                _write_all(file, memoryview(np.ascontiguousarray(values)).cast("B"))
+                _write_all(file, values.tobytes())
                 if runs and runs[-1][1] == row:
                     runs[-1][1] += len(values)
                 else:
@@ -283,8 +283,8 @@ def _write(
     ranks.wait()
 
 
-def _write_all(file: Any, data: memoryview) -> None:
-    while len(data):
+def _write_all(file: Any, data: bytes) -> None:
+    while data:
         count = file.write(data)
         if not count:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -24,7 +24,7 @@ from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.files import atomic_write, first_difference, mark_results, write_json
 from pgnn_geo.io.masks import save_mask
-from pgnn_geo.labels.refine import RefinementName, build_refinement
+from pgnn_geo.labels.refine import build_refinement
 from pgnn_geo.nn.photo_views import MAX_SIDE, check_scales, shrink
 from pgnn_geo.nn.view_average import ViewAverage
 from pgnn_geo.precision import Precision, autocast
@@ -56,7 +56,7 @@ class PredictConfig:
     scales: Sequence[float] = (1.0,)
     flip: bool = True
     max_side: int = MAX_SIDE
-    refine: RefinementName = "none"
+    refine: str = "none"
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:

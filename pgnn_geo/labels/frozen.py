@@ -9,6 +9,7 @@ photos and tags give the same maps.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -36,6 +37,7 @@ from pgnn_geo.labels.propagation import (
 )
 from pgnn_geo.labels.tagged_maps import TaggedMaps
 from pgnn_geo.nn import ClassPrototypes, CongenericPropagation
+from pgnn_geo.nn.kernels import KERNELS
 from pgnn_geo.nn.propagation import centered_unit
 from pgnn_geo.ranks import ALONE, Ranks
 
@@ -49,7 +51,7 @@ class EvidenceConfig:
     Args:
         evidence_penalty (float): See :func:`~pgnn_geo.labels.evidence.fit_tag_evidence`.
         threshold (float): See :class:`~pgnn_geo.nn.ClassPrototypes`.
-        power (float): See :class:`~pgnn_geo.nn.CongenericPropagation`.
+        power, kernel: See :class:`~pgnn_geo.nn.CongenericPropagation`.
         foreground, background (float): What the classifier of positions learns from, see
             :func:`~pgnn_geo.labels.position_classifier.confident_labels`.
         penalty, partial, balance, iterations (float): See
@@ -62,7 +64,7 @@ class EvidenceConfig:
         grid (int, optional): Patches per side of a photo's graph; single positions by default.
 
     Raises:
-        InputError: If a value is out of range.
+        InputError: If a value is out of range, or there is no such kernel.
     """
 
     evidence_penalty: float = 1e-6
@@ -78,8 +80,10 @@ class EvidenceConfig:
     prototype_rounds: int = 2
     classifier_rounds: int = 3
     grid: int | None = None
+    kernel: str = "cosine"
 
     def __post_init__(self) -> None:
+        KERNELS[self.kernel]  # which raises if there is none
         counts = {
             "prototype_rounds": self.prototype_rounds,
             "classifier_rounds": self.classifier_rounds,
@@ -106,7 +110,7 @@ class EvidenceModel(nn.Module):
         self.classifier = nn.Buffer(torch.zeros(num_classes + 1, channels + 1))
         self.prototypes = ClassPrototypes(num_classes, channels, self.config.threshold)
         self.propagation = CongenericPropagation(
-            mean=torch.zeros(channels), power=self.config.power
+            self.config.kernel, mean=torch.zeros(channels), power=self.config.power
         )
 
     def maps(
@@ -191,7 +195,7 @@ def fit_evidence(
     for turn in range(config.classifier_rounds):
         maps = model.maps(features, tags, "classifier" if turn else "prototypes", device, ranks)
         positions = _positions(model, features, maps, device, ranks)
-        model.classifier.copy_(ranks.first(lambda found=positions: _classifier(found, config)))
+        model.classifier.copy_(ranks.first(partial(_classifier, positions, config)))
     return model
 
 

@@ -2,7 +2,7 @@ r"""Attention maps of a whole data set: partner groups averaged, over scales and
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ class MapConfig:
         activation (str, optional): How scores become maps, see
             :func:`~pgnn_geo.nn.decoder.activate`; by default as the model was trained.
         partners (int): Groups that are averaged for each photo and class after the graph.
-        group_size (int): Photos in a group, as in training.
+        group_size (int, optional): Photos in a group: 3 if not given, in a run as in the training.
         propagate (str): Completion of the maps by evidence from other positions and photos, see
             :func:`~pgnn_geo.labels.propagation.propagate`.
         propagation_power (float): Exponent of its similarities within a photo.
@@ -50,7 +50,8 @@ class MapConfig:
             :class:`~pgnn_geo.features.WhitenedFeatures`; none by default. It helps
             features of random weights trained on few photos, and harms those of ImageNet.
         output_stride (int): Stride of the feature map.
-        seed (int): Seed of the choice of partners.
+        seed (int, optional): Seed of the choice of partners: 0 if not given, in a run that of the
+            training.
         precision (str): Of the network: :obj:`"auto"` or one of Lightning's names.
     """
 
@@ -60,14 +61,22 @@ class MapConfig:
     source: Literal["graph", "backbone"] = "graph"
     activation: ActivationName | None = None
     partners: int = 3
-    group_size: int = 3
+    group_size: int | None = None
     propagate: PropagationName = "within"
     propagation_power: float = 2.0
     propagation_features: Literal["auto", "pretrained", "trained"] = "auto"
     propagation_whitening: float | None = None
     output_stride: int = 16
-    seed: int = 0
+    seed: int | None = None
     precision: Precision = "auto"
+
+    def settled(self, size: int = 256, group_size: int = 3, seed: int = 0) -> "MapConfig":
+        """Return a copy in which what was left open has these values."""
+        given = {"size": size, "group_size": group_size, "seed": seed}
+        left: dict[str, Any] = {
+            name: value for name, value in given.items() if getattr(self, name) is None
+        }
+        return replace(self, **left)
 
 
 @torch.inference_mode()
@@ -114,7 +123,7 @@ def attention_maps(
         InputError: If the data set has no tags, or :obj:`propagation_features="pretrained"` and the
             model was trained from random weights, or its boxes are missing.
     """
-    config = config or MapConfig()
+    config = (config or MapConfig()).settled()
     if dataset.tags is None:
         raise InputError("Attention maps need image tags; this split has none.")
     before = model.backbone_decoder is None or config.source == "backbone"
@@ -128,7 +137,8 @@ def attention_maps(
     device = model.backbone.device
     model.eval()
     model.backbone.set_output_stride(config.output_stride)
-    base = config.size or 256
+    base = config.size
+    assert base is not None  # which is settled
     side = -(-base // config.output_stride)
     total = TaggedMaps.empty(tags, side)
     width = model.num_classes if before else model.backbone.out_channels
@@ -250,22 +260,22 @@ def _graph_scores(
     # Features of the mirrored photo were turned back, so boxes are never mirrored here.
     every = torch.arange(len(features))
     nodes = None if boxes is None else boxes.shown(every, features.shape[2:], device=device)
-    groups = partner_groups(
-        rows.tags, partners=config.partners, group_size=config.group_size, seed=config.seed
-    )
+    partners, group_size, seed = config.partners, config.group_size, config.seed
+    assert group_size is not None and seed is not None  # which are settled
+    groups = partner_groups(rows.tags, partners=partners, group_size=group_size, seed=seed)
     members = groups.indices.view(len(rows.owners), -1)  # the photo itself first in each group
     result = []
     for photos, classes in zip(members.split(4), rows.classes.split(4), strict=True):
         unique, inverse = photos.flatten().unique(return_inverse=True)
         x = features[unique].to(device)[inverse.to(device)]
-        group = torch.arange(len(x), device=device) // config.group_size
+        group = torch.arange(len(x), device=device) // group_size
         tags = rows.tags[photos.flatten()].to(device)
         box, label = (
             ([part[i] for i in photos.flatten()] for part in nodes) if nodes else [None] * 2
         )
         output = model.forward_features(x, group, tags, boxes=box, box_class=label)
         maps = output.scores  # [4 P N, K, h, w]
-        maps = maps.view(len(photos), config.partners, config.group_size, *maps.shape[1:])
+        maps = maps.view(len(photos), partners, group_size, *maps.shape[1:])
         anchors = maps[:, :, 0].mean(dim=1)
         picked = classes.to(device).view(-1, 1, 1, 1).expand(-1, 1, *anchors.shape[-2:])
         result.append(anchors.gather(1, picked)[:, 0].float().cpu())

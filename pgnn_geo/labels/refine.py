@@ -2,12 +2,12 @@ r"""Refinement of class maps along the edges of the photograph."""
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from importlib.util import find_spec
 from itertools import product
 from multiprocessing import get_context
-from typing import Literal, get_args
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
-
-RefinementName = Literal["none", "par", "crf"]
+from pgnn_geo.registry import Registry
 
 #: Default distances of the neighbours in :class:`PixelAdaptiveRefinement`, those of its paper.
 DILATIONS = (1, 2, 4, 8, 12, 24)
@@ -26,7 +25,41 @@ DILATIONS = (1, 2, 4, 8, 12, 24)
 HALF_SIZE, HALF_SIZE_DILATIONS = 0.5, (1, 2, 4, 8, 12)
 
 
-class PixelAdaptiveRefinement(nn.Module):
+class Refinement:
+    """Fits class maps to the edges of photos: a base that asks for one function.
+
+    Shapes:
+        - **input:** images :math:`(B, 3, H, W)`, uint8 or in :math:`[0, 1]`, and maps
+          :math:`(B, K, h, w)`, background among them
+        - **output:** maps :math:`(B, K, H, W)`
+    """
+
+    def __call__(self, images: Tensor, maps: Tensor) -> Tensor:
+        """Resize :obj:`maps` to the images and refine them."""
+        raise NotImplementedError
+
+    def stream(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+        """Refine pairs of an image :math:`(3, H, W)` and maps :math:`(K, h, w)`, in order.
+
+        Sizes may differ from pair to pair.
+        """
+        for image, maps in pairs:
+            yield self(image[None], maps[None])[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give back what it holds; nothing here."""
+
+
+#: Refinements by name: called with the keywords of :func:`build_refinement`, each takes those that
+#: it has a use for and gives a :class:`Refinement`; a new one is an entry here.
+REFINEMENTS = Registry[Callable[..., Refinement | None]]("refinement")
+REFINEMENTS.register("none")(lambda **_: None)
+
+
+class PixelAdaptiveRefinement(nn.Module, Refinement):
     r"""Pixel-adaptive refinement: an iterated local average of the maps, weighted by colours.
 
     The PAR of `"Learning Affinity from Attention" <https://arxiv.org/abs/2203.02664>`_:
@@ -114,14 +147,6 @@ class PixelAdaptiveRefinement(nn.Module):
             refined = resize_maps(refined, images.shape[-2:])
         return refined.to(maps.dtype)
 
-    def stream(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-        """Refine pairs of an image :math:`(3, H, W)` and maps :math:`(K, h, w)`, in order.
-
-        Sizes may differ from pair to pair.
-        """
-        for image, maps in pairs:
-            yield self(image[None], maps[None])[0]
-
     def affinity(self, images: Tensor) -> list[Tensor]:
         """Weight of each neighbour at every pixel: :math:`8D` tensors :math:`(B, 1, H, W)`."""
         padded = self._pad(images)  # [B, 3, H + 2p, W + 2p]
@@ -181,7 +206,14 @@ class PixelAdaptiveRefinement(nn.Module):
         return f"iterations={self.iterations}, dilations={self.dilations}, scale={self.scale}"
 
 
-class DenseCRF:
+@REFINEMENTS.register("par")
+def _par(
+    iterations: int, dilations: Sequence[int], scale: float, **_: object
+) -> PixelAdaptiveRefinement:
+    return PixelAdaptiveRefinement(iterations, dilations, scale=scale)
+
+
+class DenseCRF(Refinement):
     r"""Fully connected conditional random field, computed by :obj:`pydensecrf` (extra :obj:`crf`).
 
     The model of `"Efficient Inference in Fully Connected CRFs"
@@ -264,9 +296,6 @@ class DenseCRF:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def __enter__(self) -> "DenseCRF":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -277,12 +306,13 @@ class DenseCRF:
         )
 
 
-#: What fits maps to the edges of photos: called with a batch of one size, or as a stream.
-Refinement = PixelAdaptiveRefinement | DenseCRF
+@REFINEMENTS.register("crf")
+def _crf(iterations: int, workers: int, **_: object) -> DenseCRF:
+    return DenseCRF(iterations, workers=workers)
 
 
 def build_refinement(
-    name: RefinementName,
+    name: str,
     iterations: int = 10,
     dilations: Sequence[int] = HALF_SIZE_DILATIONS,
     workers: int = 0,
@@ -291,9 +321,9 @@ def build_refinement(
     """Return the refinement of a name; :obj:`None` for :obj:`"none"`.
 
     Args:
-        name (str): :obj:`"none"`, :obj:`"par"` (:class:`PixelAdaptiveRefinement`) or :obj:`"crf"`
-            (:class:`DenseCRF`).
-        iterations (int): Iterations of either. (default: :obj:`10`)
+        name (str): :obj:`"none"`, :obj:`"par"` (:class:`PixelAdaptiveRefinement`), :obj:`"crf"`
+            (:class:`DenseCRF`) or another entry of :obj:`REFINEMENTS`.
+        iterations (int): Iterations. (default: :obj:`10`)
         dilations (sequence of int): Distances of the neighbours in the first.
             (default: :obj:`(1, 2, 4, 8, 12)`)
         workers (int): Processes of the second. (default: :obj:`0`)
@@ -303,11 +333,8 @@ def build_refinement(
         InputError: If there is no such refinement, an argument is out of range, or the package
             that it needs is not installed.
     """
-    if name not in get_args(RefinementName):
-        raise InputError(f"'refine' must be one of {get_args(RefinementName)}, got {name!r}.")
-    if name == "par":
-        return PixelAdaptiveRefinement(iterations, dilations, scale=scale)
-    return DenseCRF(iterations, workers=workers) if name == "crf" else None
+    build = REFINEMENTS[name]
+    return build(iterations=iterations, dilations=dilations, workers=workers, scale=scale)
 
 
 def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -82,8 +82,8 @@ def refined_labels(
         photos (iterable): Photo :obj:`[3, H, W]`, uint8 or in :math:`[0, 1]`, attention maps
             :obj:`[k, h, w]` of the :obj:`k` classes that it has, and their labels :obj:`[k]`. A few
             are read ahead where the refinement has a pool of processes.
-        refinement (PixelAdaptiveRefinement or DenseCRF, optional): See
-            :func:`~pgnn_geo.labels.build_refinement`. (default: :obj:`None`)
+        refinement (Refinement, optional): See :func:`~pgnn_geo.labels.build_refinement`.
+            (default: :obj:`None`)
         background, power (float, optional): See :func:`background_score`.
 
     Returns:

@@ -12,8 +12,7 @@ from torch_geometric.utils import scatter
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.nn.fusion import is_plain
-
-KERNELS = ("cosine", "linear")
+from pgnn_geo.nn.kernels import KERNELS, Weigh, rectified
 
 
 def centered(features: Tensor, mean: Tensor | None, dim: int = -1) -> tuple[Tensor, Tensor]:
@@ -93,11 +92,13 @@ class CongenericPropagation(MessagePassing):
     precision and summed in float32.
 
     Args:
-        kernel (str): :obj:`"cosine"` or :obj:`"linear"`. (default: :obj:`"cosine"`)
+        kernel (str): :obj:`"cosine"`, :obj:`"linear"`, or one of your own in
+            :obj:`~pgnn_geo.nn.kernels.KERNELS`, which takes the place of
+            :math:`\mathrm{ReLU}(\cos)^p`. (default: :obj:`"cosine"`)
         mean (torch.Tensor, optional): The data set's mean feature :math:`\boldsymbol{\mu}` of shape
             :math:`(C)`, kept as a buffer, for example :attr:`ClassPrototypes.mean`. Features are
             not centered without it, which separates classes less well. (default: :obj:`None`)
-        power (float): The exponent :math:`p` of the cosine kernel, 1 or more.
+        power (float): The exponent :math:`p` of the kernel, 1 or more, and 1 with the linear one.
             (default: :obj:`1.0`)
         max_elements (int): The most similarities in one block of the fused cosine kernel.
             (default: :obj:`4194304`)
@@ -122,15 +123,15 @@ class CongenericPropagation(MessagePassing):
         max_elements: int = 2**22,
         **kwargs: Any,
     ) -> None:
-        if kernel not in KERNELS:
-            raise InputError(f"kernel={kernel!r}: want one of {', '.join(KERNELS)}")
-        if power < 1 or (kernel == "linear" and power != 1):
+        chosen = KERNELS[kernel]
+        if power < 1 or (chosen.weigh is None and power != 1):
             raise InputError(f"power={power}: want 1 or more, and 1 with the linear kernel")
         if max_elements < 1:
             raise InputError(f"max_elements={max_elements}: want 1 or more")
         kwargs.setdefault("aggr", "add")
         super().__init__(node_dim=0, **kwargs)
         self.kernel = kernel
+        self._weigh = chosen.weigh
         self.power = power
         self.max_elements = max_elements
         self.mean: Tensor | None
@@ -209,11 +210,11 @@ class CongenericPropagation(MessagePassing):
     ) -> Tensor:
         """Compute the weight of each edge: one, or with tags one per class."""
         weight = (unit_i * unit_j).sum(dim=-1, keepdim=True)  # [E, 1]
-        if self.kernel == "cosine":
-            weight = weight.relu() if self.power == 1 else weight.relu() ** self.power
+        if self._weigh is not None:
+            weight = self._weigh(weight, self.power)
         if tags_j is not None:
             weight = weight * tags_j  # [E, K]
-        if self.kernel == "cosine":
+        if self._weigh is not None:
             total = scatter(weight, index, dim=0, dim_size=size_i, reduce="sum")
             weight = normalized(weight, total[index])
         return weight
@@ -232,19 +233,19 @@ class CongenericPropagation(MessagePassing):
     ) -> Tensor:
         ones = scores.new_ones(scores.size(0), 1)
         values = scores if tags is None else scores * tags
-        if self.kernel == "cosine":  # the sum and its normalization come out of one product
+        if self._weigh is not None:  # the sum and its normalization come out of one product
             values = torch.cat([values, ones if tags is None else tags], dim=-1)
         sizes = _group_sizes(batch)
         parts = [
-            cosine_sums(t, s, v, self.power, self.max_elements)
-            if self.kernel == "cosine"
-            else self._linear(t, s, v)
+            self._linear(t, s, v)
+            if self._weigh is None
+            else cosine_sums(t, s, v, self.power, self.max_elements, self._weigh)
             for s, v, t in zip(
                 source.split(sizes[0]), values.split(sizes[0]), target.split(sizes[1]), strict=True
             )
         ]
         out = torch.cat(parts) if parts else values.new_zeros(0, values.size(1))
-        if self.kernel == "cosine":
+        if self._weigh is not None:
             out = normalized(out[:, : scores.size(1)], out[:, scores.size(1) :])
         return out
 
@@ -264,8 +265,9 @@ def cosine_sums(
     values: Tensor,
     power: float = 1.0,
     max_elements: int = 2**22,
+    weigh: Weigh = rectified,
 ) -> Tensor:
-    r"""Sum the values of all sources for each target, weighted by rectified similarity.
+    r"""Sum the values of all sources for each target, weighted by similarity.
 
     .. math::
         \sum_{\beta} \mathrm{ReLU}(\langle \mathbf{u}_{\alpha}, \mathbf{u}_{\beta} \rangle)^p
@@ -280,6 +282,8 @@ def cosine_sums(
         values (torch.Tensor): Values :math:`(S, K)` of the sources.
         power (float): The exponent :math:`p`. (default: :obj:`1.0`)
         max_elements (int): The most similarities in one block. (default: :obj:`4194304`)
+        weigh (callable): See :class:`~pgnn_geo.nn.kernels.Kernel`; by default the rectified power
+            above.
     """
     # Blocks near the square: each row and column of a block is read from memory once.
     rows = min(max(target.size(0), 1), isqrt(max_elements))
@@ -299,19 +303,21 @@ def cosine_sums(
                     s,
                     v,
                     power,
+                    weigh,
                     use_reentrant=False,
                     preserve_rng_state=False,
                 )
             else:
-                part = _cosine_block(t, s, v, power)
+                part = _cosine_block(t, s, v, power, weigh)
             out = out + part
         parts.append(out)
     return torch.cat(parts)
 
 
-def _cosine_block(target: Tensor, source: Tensor, values: Tensor, power: float) -> Tensor:
-    weight = (target @ source.t()).relu_()
-    return (weight if power == 1 else weight**power) @ values
+def _cosine_block(
+    target: Tensor, source: Tensor, values: Tensor, power: float, weigh: Weigh
+) -> Tensor:
+    return weigh(target @ source.t(), power) @ values
 
 
 def normalized(total: Tensor, weight: Tensor) -> Tensor:

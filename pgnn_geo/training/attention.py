@@ -100,10 +100,11 @@ class AttentionTrainingConfig:
 
     @property
     def completion_maps(self) -> MapConfig:
-        """Return :obj:`completion`, its size and precision settled."""
+        """Return :obj:`completion` with what the training has settled."""
         maps = self.completion
         precision = self.precision if maps.precision == "auto" else maps.precision
-        return replace(maps, size=maps.size or self.size, precision=precision)
+        maps = maps.settled(self.size, self.group_size, self.seed)
+        return replace(maps, precision=precision)
 
 
 class AttentionModule(LightningModule):

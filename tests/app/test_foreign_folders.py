@@ -225,7 +225,7 @@ def test_exports_of_run_and_label(
     """Written also where the run is done already; a wrong name is settled before any work."""
     with pytest.raises(SystemExit):
         run(photos, tmp_path / "run", "--export=coco,yolo8")
-    assert "export: unknown yolo8; want some of voc, coco" in capsys.readouterr().err
+    assert "unknown export 'yolo8': want one of voc, coco" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     run(photos, tmp_path / "run")
     run(photos, tmp_path / "run", "--export=voc,cvat")

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from pgnn_geo.app import labelling
-from pgnn_geo.app.config_changes import LabelConfigChanges, MapConfigChanges
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.io.checkpoint import save_attention_model
 from pgnn_geo.io.ledger import SupervisionLedger
@@ -27,8 +26,7 @@ def test_labelling_takes_the_gpu_if_there_is_one(
 
     monkeypatch.setattr(labelling, "attention_maps", maps)
     monkeypatch.setattr(labelling, "default_device", lambda: torch.device("meta"))
-    settings = MapConfigChanges(), LabelConfigChanges()
-    labelling.label(path, dataset, tmp_path / "labels", *settings, cache=None)
+    labelling.label(path, dataset, tmp_path / "labels")
     assert devices == ["meta"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert default_device().type == "cuda"

@@ -26,23 +26,24 @@ GATE = 0.505
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
+    """Photos, their features, and the evidence of tags, spread over a neighbourhood."""
     folder = tmp_path_factory.mktemp("gate")
     photos = Shapes(folder / "shapes", "train", num_images=(160, 1), with_masks=True)
     config = FrozenFeatureConfig(size=192, stride=8, output_stride=8, precision="32-true")
     backbone = build_backbone("vgg_tiny", "TEXTURES")
-    return photos, WhitenedFeatures(frozen_features(backbone, photos, folder, config), 0.1)
-
-
-def miou(drawn, power=2.0, threshold=0.3, background=0.2, steps=2):
-    """Of labels from the evidence of tags, spread over a neighbourhood and then by two steps."""
-    photos, features = drawn
+    features = WhitenedFeatures(frozen_features(backbone, photos, folder, config), 0.1)
     means = mean_features(features)
     mean = means.mean(dim=0)
     weight, _ = fit_tag_evidence(means - mean, photos.tags, 1e-3)
     start = TaggedMaps.empty(photos.tags, features.shape[-1])
     seen = complete(features, start, [lambda g, values: ((g.x - mean) @ weight.t()).relu()])
     spread = F.avg_pool2d(seen.maps[:, None], 5, 1, 2, count_include_pad=False)[:, 0]
-    seen = seen.with_maps(spread)
+    return photos, features, mean, seen.with_maps(spread)
+
+
+def miou(drawn, power=2.0, threshold=0.3, background=0.2, steps=2):
+    """Of labels from what is drawn and seen, passed on by two steps."""
+    photos, features, mean, seen = drawn
     prototypes = fit_prototypes(features, seen, mean, threshold)
     layer = CongenericPropagation(mean=mean, power=power)
     both = [from_prototypes(prototypes), within(layer)]

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,24 @@ import yaml
 
 from pgnn_geo.app import recipes
 from pgnn_geo.app.cli import main
+from pgnn_geo.app.config import LabelConfig
+from pgnn_geo.datasets import DATASETS
+from pgnn_geo.features import FrozenFeatureConfig
 from pgnn_geo.io.masks import load_mask
+from pgnn_geo.labels import REFINEMENTS
+from pgnn_geo.labels.frozen import EvidenceConfig
 from pgnn_geo.labels.labeller import Labeller
+from pgnn_geo.nn.kernels import KERNELS
 
 TINY = ["--network.backbone=vgg_tiny", "--segment=off"]
-FROZEN = [*TINY, "--features.size=64", "--evidence.positions=2000"]
+#: Fitted in a hurry: what is made of the features is tested elsewhere.
+FROZEN = [
+    *TINY,
+    "--features.size=64",
+    "--evidence.positions=1000",
+    "--evidence.iterations=5",
+    "--evidence.classifier_rounds=1",
+]
 TRAINED = [
     *TINY,
     "--network.weights=null",
@@ -46,15 +61,24 @@ def run(root, out, recipe, *options):
     )
 
 
-@pytest.fixture(scope="module", params=recipes.NAMES)
-def finished(request, shapes_root, tmp_path_factory):
-    out = tmp_path_factory.mktemp(request.param) / "run"
-    run(shapes_root, out, request.param)
-    return request.param, out
+@pytest.fixture(scope="module")
+def run_of(shapes_root, tmp_path_factory):
+    """The folder of a run of each recipe, made when it is first asked for."""
+    done = {}
+
+    def run_of(recipe):
+        if recipe not in done:
+            out = tmp_path_factory.mktemp(recipe) / "run"
+            run(shapes_root, out, recipe)
+            done[recipe] = out
+        return done[recipe]
+
+    return run_of
 
 
-def test_label_gives_the_labels_of_the_run_byte_for_byte(finished, shapes_root, tmp_path):
-    recipe, out = finished
+@pytest.mark.parametrize("recipe", recipes.NAMES)
+def test_label_gives_the_labels_of_the_run_byte_for_byte(recipe, run_of, shapes_root, tmp_path):
+    out = run_of(recipe)
     name = "cam" if recipe == "cam" else "pgnn"
     model = out / name / ("model" if recipe == "best" else "model.pt")
     main(["label", f"--checkpoint={model}", f"--root={shapes_root}", f"--out={tmp_path / 'new'}"])
@@ -118,38 +142,80 @@ def test_settings_of_the_other_flow_are_refused(shapes_root, tmp_path, capsys, o
     assert not (tmp_path / "x").exists()
 
 
-def test_a_kept_bank_serves_other_runs_and_changes_nothing(shapes_root, tmp_path, monkeypatch):
-    cache = f"--cache={tmp_path / 'cache'}"
-    run(shapes_root, tmp_path / "a", "best", cache)
-    with monkeypatch.context() as patch:
-        patch.setattr("pgnn_geo.features.frozen.photo_batches", None)  # none is decoded for it
-        run(shapes_root, tmp_path / "b", "best", cache, "--labels.background=0.3")
-    run(shapes_root, tmp_path / "c", "best")
-    for path in (tmp_path / "a" / "pgnn").rglob("*.*"):
-        assert path.read_bytes() == (tmp_path / "c" / path.relative_to(tmp_path / "a")).read_bytes()
+def test_a_kept_bank_serves_other_runs_and_changes_nothing(
+    run_of, shapes_root, tmp_path, monkeypatch, capsys
+):
+    whole, kept, cache = run_of("best"), tmp_path / "kept", f"--cache={tmp_path / 'cache'}"
+    capsys.readouterr()
+    run(shapes_root, kept, "best", cache, "--baseline=true")
+    assert "CAM IoU" in capsys.readouterr().out
+    monkeypatch.setattr("pgnn_geo.features.frozen.photo_batches", None)  # none is decoded again
+    run(shapes_root, tmp_path / "other", "best", cache, "--labels.background=0.3")
+    for path in (kept / "pgnn").rglob("*.*"):
+        assert path.read_bytes() == (whole / path.relative_to(kept)).read_bytes()
     differ = [
-        not torch.equal(load_mask(path), load_mask(tmp_path / "b" / "pgnn" / "labels" / path.name))
-        for path in (tmp_path / "a" / "pgnn" / "labels").glob("*.png")
+        not torch.equal(load_mask(path), load_mask(tmp_path / "other/pgnn/labels" / path.name))
+        for path in (kept / "pgnn" / "labels").glob("*.png")
     ]
     assert any(differ)
 
-
-def test_the_first_step_is_the_baseline(shapes_root, tmp_path, capsys):
-    run(shapes_root, tmp_path / "run", "best", "--baseline=true")
-    assert "CAM IoU" in capsys.readouterr().out
-    model, new = tmp_path / "run" / "pgnn" / "model", tmp_path / "new"
-    command = ["label", f"--checkpoint={model}", f"--root={shapes_root}"]
-    main([*command, f"--out={new}", "--step=evidence"])
-    for path in (tmp_path / "run" / "cam" / "labels").iterdir():
-        assert path.read_bytes() == (new / path.name).read_bytes()
+    # The first step of the model is the baseline.
+    command = ["label", f"--checkpoint={kept / 'pgnn' / 'model'}", f"--root={shapes_root}", cache]
+    main([*command, f"--out={tmp_path / 'new'}", "--step=evidence"])
+    for path in (kept / "cam" / "labels").iterdir():
+        assert path.read_bytes() == (tmp_path / "new" / path.name).read_bytes()
     with pytest.raises(SystemExit):
         main([*command, f"--out={tmp_path / 'x'}", "--maps.size=32"])
     assert "leave out --boxes and --maps" in capsys.readouterr().err
 
 
-def test_a_model_of_evidence_that_is_not_whole_is_refused(shapes_root, tmp_path, capsys):
-    run(shapes_root, tmp_path / "run", "best")
-    model = tmp_path / "run" / "pgnn" / "model"
+OWN = """
+from pgnn_geo.datasets import DATASETS, VOC2012
+from pgnn_geo.labels import REFINEMENTS, PixelAdaptiveRefinement
+from pgnn_geo.nn.kernels import KERNELS, Kernel
+
+KERNELS.register("exponential")(Kernel(lambda cosine, power: (power * cosine).exp()))
+DATASETS.register("drawings")(lambda data, masks: VOC2012(data.root, data.split, with_masks=masks))
+REFINEMENTS.register("short")(lambda **options: PixelAdaptiveRefinement(1, (1,)))
+"""
+
+
+def test_parts_of_ones_own(shapes_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    for registry in (DATASETS, KERNELS, REFINEMENTS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    Path("own_parts_of_test_recipes.py").write_text(OWN)
+    Path("own.yaml").write_text(
+        "imports: [own_parts_of_test_recipes]\ndata: drawings\n"
+        "evidence: {kernel: exponential}\nlabels: {refine: short}\n"
+    )
+    for wrong, words in (
+        ("--evidence.kernel=x", "unknown kernel 'x': want one of cosine, linear, exponential"),
+        ("--labels.refine=x", "unknown refinement 'x': want one of none, par, crf, short"),
+        ("--data=x", "unknown data set 'x': want one of voc, folder, shapes, drawings"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["run", f"--root={shapes_root}", "--recipe=own.yaml", *FROZEN, wrong])
+        assert stop.value.code == 2 and words in capsys.readouterr().err
+    main(["run", f"--root={shapes_root}", "--recipe=own.yaml", *FROZEN, "--out=run"])
+    metrics = json.loads(Path("run/metrics.json").read_text())
+    assert metrics["images"] == 20 and metrics["supervision"][0] == "tags: csv (drawings train)"
+    model = Labeller.load("run/pgnn/model").model
+    assert model.propagation.kernel == "exponential"
+    record = json.loads(Path("run/pgnn/labels/labels.json").read_text())
+    assert record["labels"]["refine"] == "short"
+
+
+def test_the_best_recipe_says_what_the_configurations_have():
+    recipe = yaml.safe_load(recipes.recipe_file([]).read_text())
+    assert FrozenFeatureConfig(**recipe["features"]) == FrozenFeatureConfig()
+    assert EvidenceConfig(**recipe["evidence"]) == EvidenceConfig()
+    assert replace(LabelConfig(**recipe["labels"]), refine="none") == LabelConfig()
+
+
+def test_a_model_of_evidence_that_is_not_whole_is_refused(run_of, shapes_root, tmp_path, capsys):
+    model = Path(shutil.copytree(run_of("best") / "pgnn" / "model", tmp_path / "model"))
     assert Labeller.load(model).classes[0] == "fish"
     config = json.loads((model / "config.json").read_text())
     for change, words in (

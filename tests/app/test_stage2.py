@@ -1,10 +1,10 @@
 """`pgnn-geo segment` as its user meets it, on a small set in VOC layout."""
 
+import io
 import json
 import os
 import shutil
-import subprocess
-import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 
 import pytest
@@ -57,15 +57,14 @@ def damaged(labels, tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(shapes_root, labels, tmp_path_factory):
-    """A training by the installed command, as a process of its own."""
+    """A training by the command, and what it printed."""
     before = {path: path.read_bytes() for path in labels.iterdir()}
     out = tmp_path_factory.mktemp("segment") / "out"
     arguments = [f"--labels={labels}", f"--root={shapes_root}", f"--out={out}", *TINY]
-    command = [sys.executable, "-m", "pgnn_geo.app.cli", "segment", *arguments, "--mutual=tags"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert result.returncode == 0, result.stderr
+    with redirect_stdout(io.StringIO()) as printed:
+        main(["segment", *arguments, "--mutual=tags"])
     assert before == {path: path.read_bytes() for path in labels.iterdir()}
-    return out, [*arguments, "--mutual=tags"], result.stdout
+    return out, [*arguments, "--mutual=tags"], printed.getvalue()
 
 
 def test_it_leaves_a_segmenter_masks_pictures_and_figures(finished, shapes_root):

@@ -1,9 +1,9 @@
 """`pgnn-geo detect` and `pgnn-geo adjuster` as their user meets them, on a small set."""
 
+import io
 import json
 import shutil
-import subprocess
-import sys
+from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -38,13 +38,12 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def finished(shapes_root, tmp_path_factory):
-    """A run by the installed command, as a process of its own."""
+    """A run of the command, and what it printed."""
     out = tmp_path_factory.mktemp("detect") / "out"
     arguments = [f"--root={shapes_root}", f"--out={out}", "--eval_split=val", *TINY]
-    command = [sys.executable, "-m", "pgnn_geo.app.cli", "detect", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert result.returncode == 0, result.stderr
-    return out, arguments, result.stdout
+    with redirect_stdout(io.StringIO()) as printed:
+        main(["detect", *arguments])
+    return out, arguments, printed.getvalue()
 
 
 def test_it_leaves_a_detector_boxes_and_figures(finished, shapes_root):

@@ -43,7 +43,7 @@ TINY = [
 ]
 MAPS = ["--maps.size=64", "--maps.partners=1"]
 RECIPE = ["--recipe=trained", "--baseline=true", "--labels.refine=none"]
-RUN = [*RECIPE, *TINY, *MAPS, "--patches=boxes", "--box_size=3"]
+RUN = [*RECIPE, *TINY, *MAPS, "--patches=boxes", "--boxes.size=3"]
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +80,14 @@ def error_of(capsys, *arguments):
 @pytest.fixture(scope="module")
 def from_attention(shapes_root, tmp_path_factory):
     out = tmp_path_factory.mktemp("attention") / "run"
-    run(shapes_root, out, "--top_k=2")
+    run(shapes_root, out, "--boxes.top_k=2")
     return out
 
 
 @pytest.fixture(scope="module")
 def from_file(shapes_root, drawn, tmp_path_factory):
     out = tmp_path_factory.mktemp("file") / "run"
-    run(shapes_root, out, "--box_source=file", f"--box_file={drawn}")
+    run(shapes_root, out, "--boxes.source=file", f"--boxes.file={drawn}")
     return out
 
 
@@ -145,11 +145,11 @@ def test_a_run_that_was_cut_off_is_completed(
     with monkeypatch.context() as patch:
         patch.setattr(AttentionModule, "training_step", dies)
         with pytest.raises(KeyError, match="killed"):
-            run(shapes_root, out, "--top_k=2")
+            run(shapes_root, out, "--boxes.top_k=2")
     made = (out / "boxes.json").stat().st_mtime_ns
     assert not (out / "pgnn" / "model.pt").exists()
     capsys.readouterr()
-    run(shapes_root, out, "--top_k=2")
+    run(shapes_root, out, "--boxes.top_k=2")
     printed = capsys.readouterr().out
     assert "pgnn  epoch 2/2" in printed and "epoch 1/2" not in printed
     assert (out / "boxes.json").stat().st_mtime_ns == made
@@ -163,8 +163,8 @@ def test_another_configuration_or_other_boxes_are_refused(
     from_file, shapes_root, drawn, tmp_path, capsys
 ):
     out = shutil.copytree(from_file, tmp_path / "out")
-    command = ["run", f"--root={shapes_root}", f"--out={out}", *RUN, "--box_source=file"]
-    error = error_of(capsys, *command, f"--box_file={drawn}", "--top_k=4")
+    command = ["run", f"--root={shapes_root}", f"--out={out}", *RUN, "--boxes.source=file"]
+    error = error_of(capsys, *command, f"--boxes.file={drawn}", "--boxes.top_k=4")
     assert "patches.top_k: 5 there, 4 asked for" in error
     grid = [option for option in RUN if "box" not in option]
     error = error_of(capsys, "run", f"--root={shapes_root}", f"--out={out}", *grid)
@@ -177,7 +177,7 @@ def test_another_configuration_or_other_boxes_are_refused(
     (out / "config.json").write_text(json.dumps(config))
     (out / "metrics.json").unlink()
     other.write_text(json.dumps(entries))
-    error = error_of(capsys, *command, f"--box_file={other}")
+    error = error_of(capsys, *command, f"--boxes.file={other}")
     assert "holds boxes made from something else (sha256" in error
 
 
@@ -207,20 +207,20 @@ def test_mistakes_come_before_any_work(shapes_root, photos, drawn, tmp_path, mon
     missing, foreign = tmp_path / "nowhere.json", tmp_path / "foreign.json"
     foreign.write_text('[{"image_id": "x", "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]')
     for options, words in (
-        (["--box_source=file"], "needs a box_file"),
-        ([f"--box_file={drawn}"], "wants box_source='file'"),
-        (["--top_k=0"], "top_k=0"),
+        (["--boxes.source=file"], "needs boxes.file"),
+        ([f"--boxes.file={drawn}"], "wants boxes.source='file'"),
+        (["--boxes.top_k=0"], "top_k=0"),
         (["--network.layers=0"], "layers=0: a graph of patches"),
         (["--train.node_classes=references"], "is for a grid"),
-        (["--box_source=file", f"--box_file={missing}"], "nowhere.json' cannot be read"),
-        (["--box_source=file", f"--box_file={foreign}"], "none is of these photos"),
+        (["--boxes.source=file", f"--boxes.file={missing}"], "nowhere.json' cannot be read"),
+        (["--boxes.source=file", f"--boxes.file={foreign}"], "none is of these photos"),
         (["--patches=grid"], "want --patches boxes"),
         (["--patches=none"], "want --patches boxes"),
     ):
         assert words in error_of(capsys, *command, *options)
         assert not out.exists()
     monkeypatch.setattr(patches, "check_selective_search", _no_opencv)
-    error = error_of(capsys, *command, "--box_source=detector")
+    error = error_of(capsys, *command, "--boxes.source=detector")
     assert "pgnn-geo[detect]" in error and not out.exists()
 
 
@@ -278,7 +278,7 @@ def test_boxes_of_a_detector_of_ones_own(shapes_root, photos, tmp_path, monkeypa
         return replace(job, train=train, network=network, proposals=ProposalConfig(side=64))
 
     monkeypatch.setattr(patches, "detector_config", small)
-    run(shapes_root, tmp_path, "--box_source=detector")
+    run(shapes_root, tmp_path, "--boxes.source=detector")
     printed = capsys.readouterr().out
     assert "boxes from a detector" in printed and "P-GNN IoU" in printed
     found, theirs = (
@@ -295,5 +295,5 @@ def test_boxes_of_a_detector_of_ones_own(shapes_root, photos, tmp_path, monkeypa
         raise AssertionError
 
     monkeypatch.setattr(detection, "detect", nothing)
-    run(shapes_root, tmp_path, "--box_source=detector")
+    run(shapes_root, tmp_path, "--boxes.source=detector")
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics

@@ -98,5 +98,5 @@ def test_refinement_of_a_name():
     par = build_refinement("par", iterations=3, dilations=[2, 5])
     assert isinstance(par, PixelAdaptiveRefinement)
     assert (par.iterations, par.dilations, par.scale) == (3, (2, 5), 0.5)
-    with pytest.raises(InputError, match="'refine' must be one of"):
+    with pytest.raises(InputError, match="'bilateral': want one of none, par, crf"):
         build_refinement("bilateral")

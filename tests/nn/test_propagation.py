@@ -264,7 +264,7 @@ def test_input_errors():
     scores, features = torch.rand(3, 2), torch.rand(3, 4)
     batch = torch.zeros(3, dtype=torch.long)
     prop = CongenericPropagation()
-    with pytest.raises(InputError, match="kernel='dot'"):
+    with pytest.raises(InputError, match="unknown kernel 'dot': want one of cosine, linear"):
         CongenericPropagation("dot")
     with pytest.raises(InputError, match="exactly one"):
         prop(scores, features)

@@ -19,10 +19,7 @@ def check_exports(names: str | None) -> list[Export]:
         InputError: If there is no such export, or a package that it needs is missing.
     """
     wanted = [name.strip() for name in (names or "").split(",") if name.strip()]
-    known = {export.name: export for export in EXPORTS}
-    if unknown := [name for name in wanted if name not in known]:
-        raise InputError(f"export: unknown {', '.join(unknown)}; want some of {', '.join(known)}")
-    exports = [known[name] for name in dict.fromkeys(wanted)]
+    exports = [EXPORTS[name] for name in dict.fromkeys(wanted)]
     for export in exports:
         if missing := [package for package in export.packages if find_spec(package) is None]:
             raise InputError(

@@ -238,7 +238,8 @@ class WholeBackbone(Backbone):
         if self.frozen_stages:
             return [x]
         levels = self._maps(x)
-        return [F.adaptive_avg_pool2d(level, levels[-1].shape[-2:]) for level in levels]
+        height, width = levels[-1].shape[-2:]
+        return [F.adaptive_avg_pool2d(level, (height, width)) for level in levels]
 
     def last_two(self, images: Tensor) -> list[Tensor]:
         """See :meth:`Backbone.last_two`."""

@@ -57,7 +57,9 @@ class ConvNeXtBackbone(Backbone):
         parts = list(features)  # stem or downsampling, blocks, and so on
         stages = [nn.Sequential(parts[0], parts[1])]
         for reduction, blocks in zip(parts[2::2], parts[3::2], strict=True):
-            stages.append(nn.Sequential(Downsampling(*reduction), blocks))
+            norm, conv = reduction.children()
+            assert isinstance(conv, nn.Conv2d)
+            stages.append(nn.Sequential(Downsampling(norm, conv), blocks))
         last = [m for m in features.modules() if isinstance(m, nn.Conv2d)][-1]
         super().__init__(nn.ModuleList(stages), out_channels=last.out_channels, **kwargs)
 

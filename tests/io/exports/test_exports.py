@@ -292,8 +292,8 @@ def test_what_cannot_be_exported(
 ) -> None:
     assert check_exports(None) == [] and check_exports("") == []
     assert [e.name for e in check_exports("yolo, coco,yolo")] == ["yolo", "coco"]
-    assert len({export.name for export in EXPORTS}) == len(EXPORTS)
-    with pytest.raises(InputError, match="unknown yolov8; want some of voc, coco, yolo"):
+    assert [EXPORTS[name].name for name in EXPORTS] == list(EXPORTS)
+    with pytest.raises(InputError, match="unknown export 'yolov8': want one of voc, coco, yolo"):
         check_exports("yolov8")
     first = write(tmp_path, "cityscapes")
     before = sorted(path.relative_to(first) for path in first.rglob("*"))
@@ -311,7 +311,7 @@ def test_what_cannot_be_exported(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [export.name for export in EXPORTS])
+@pytest.mark.parametrize("name", list(EXPORTS))
 def test_ten_thousand_photos_in_under_a_minute(tmp_path: Path, name: str) -> None:
     """Masks of smooth parts as the labels of photos have them; their decoding is in the time."""
     rng = np.random.default_rng(0)
