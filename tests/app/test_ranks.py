@@ -75,8 +75,10 @@ def test_a_command_for_one_process_says_so(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_places_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
-        monkeypatch.delenv(name, raising=False)
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that none of them is left in the end
+        monkeypatch.delenv(name)
     step = {"NTASKS": 4, "PROCID": 3, "LOCALID": 1, "NODELIST": "n[1-2]", "JOB_ID": 7}
     for name, value in {**step, "NTASKS_PER_NODE": 2, "JOB_NAME": "work", "NODEID": 1}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
@@ -84,9 +86,6 @@ def test_places_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
         check_alone("segment")
     got = [os.environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR")]
     assert got == ["4", "3", "1", "n1"]
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
-        monkeypatch.delenv(name)
-    monkeypatch.delenv("MASTER_PORT", raising=False)
 
 
 @pytest.mark.slow
