@@ -82,7 +82,7 @@ class PositionExplanation:
         Args:
             lines (int): Edges that are drawn. (default: :obj:`5`)
         """
-        from pgnn_geo.viz.explanation import explanation_figure  # matplotlib is an extra
+        from pgnn_geo.inference.explanation_figure import explanation_figure  # matplotlib is an extra
 
         return explanation_figure(self, lines)
 

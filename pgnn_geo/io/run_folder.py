@@ -119,7 +119,7 @@ def timed(title: str) -> Iterator[None]:
     if (path := _record.get()) is None:
         return
     entry = {
-        "stage": title,
+        "stage": title.replace(f"{path.parent}{os.sep}", ""),
         "seconds": round(seconds, 2),
         "processor_seconds": round(_processor_seconds() - processor, 2),
         "peak_memory": _peak_memory(),

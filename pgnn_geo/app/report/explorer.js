@@ -30,8 +30,10 @@ function chooseEntry(gallery, photo, entry) {
   explorer.entry = { ...entry, gallery, photo, own: bytes(entry.own), partners: bytes(entry.partners),
     evidence: bytes(entry.evidence), prototypes: entry.prototypes && bytes(entry.prototypes) };
   const name = className(gallery, entry.label);
-  part("explain-hint").textContent = `Click on a position, or move with the arrow keys: where does its evidence for ` +
-    `${name} come from? ${entry.side} × ${entry.side} positions.`;
+  const asked = entry.kind === "attention" ? "which patches does it attend to?"
+    : `where does its evidence for ${name} come from?`;
+  part("explain-hint").textContent = `Click on a position, or move with the arrow keys: ${asked} ` +
+    `${entry.side} × ${entry.side} positions.`;
   const places = new Map(gallery.photos.map((each, index) => [each.id, index]));
   const fill = (stage, index) => {
     const side = stage.id === "own-stage" ? entry.side : entry.partnerSide;
@@ -123,7 +125,7 @@ function describe(own, far) {
     : "";
   part("explain-text").textContent = `Row ${row}, column ${column}: evidence for ${name} ` +
     `${Math.round((100 * entry.evidence[cell]) / 255)} % of the photo's highest. Within the photo, the ${top.length} ` +
-    `strongest places give ${share} % of it.${others}`;
+    `strongest places give ${share} % of ${entry.kind === "attention" ? "what it attends to" : "it"}.${others}`;
   drawPrototypes();
 }
 

@@ -98,7 +98,7 @@ function classes() {
       return make("div", { class: "track", title: named(result) },
         make("div", { "aria-hidden": "true" },
           make("i", { class: `s${number % 4}`, style: `width:${100 * (scores.iou || 0)}%` })),
-        make("span", {}, make("span", { class: "visually-hidden" }, ""), text));
+        make("span", {}, make("span", { class: "unseen" }, `${named(result)}: `), text));
     }))));
   show("classes", make("p", { class: "quiet" }, "IoU of each class in per cent; P is precision, R recall."),
     legend, ...rows);
@@ -117,15 +117,15 @@ function curves() {
   show("curves", ...drawn.map(([title, lines]) => {
     const all = lines.flatMap((line) => line.points);
     const [low, high] = [Math.min(...all.map((p) => p[1])), Math.max(...all.map((p) => p[1]))];
-    const last = Math.max(...all.map((p) => p[0]), 1);
-    const x = (step) => 46 + (step / last) * 300;
+    const [start, last] = [Math.min(...all.map((p) => p[0])), Math.max(...all.map((p) => p[0]))];
+    const x = (step) => 46 + ((step - start) / (last - start || 1)) * 300;
     const y = (value) => 142 - ((value - low) / (high - low || 1)) * 120;
     const label = (value) => Number(value.toPrecision(3)).toString();
     const picture = vector("svg", { viewBox: "0 0 360 170", role: "img",
       "aria-label": `${title}: from ${label(lines[0].points[0][1])} to ${label(lines[0].points.at(-1)[1])}` },
     vector("text", { x: 40, y: 26, "text-anchor": "end" }, label(high)),
     vector("text", { x: 40, y: 146, "text-anchor": "end" }, label(low)),
-    vector("text", { x: 346, y: 162, "text-anchor": "end" }, `${last} steps`),
+    vector("text", { x: 346, y: 162, "text-anchor": "end" }, `step ${last}`),
     ...lines.map((line) => vector("polyline", { stroke: colours[line.number % 4],
       points: line.points.map(([step, value]) => `${x(step)},${y(value)}`).join(" ") })));
     return make("figure", {}, picture, make("figcaption", {}, title));

@@ -136,7 +136,14 @@ function galleryMore() {
     const text = value === undefined ? null : make("span", { class: `value${low}` }, score(value));
     return make("li", {}, card(gallery, index, text, there, (i) => openViewer(state.set, i)));
   }));
+  // Watched anew: the end may still be in sight.
+  ending.disconnect();
+  if (state.shown < state.list.length) ending.observe(document.getElementById("more"));
 }
+
+const ending = new IntersectionObserver((entries) => {
+  if (entries.some((entry) => entry.isIntersecting)) galleryMore();
+}, { rootMargin: "800px" });
 
 function startGallery() {
   if (!galleries.length) return;
@@ -149,9 +156,6 @@ function startGallery() {
   field("name").addEventListener("input", galleryList);
   document.querySelector(".controls").addEventListener("submit", (event) => event.preventDefault());
   gallerySet();
-  new IntersectionObserver((entries) => {
-    if (entries.some((entry) => entry.isIntersecting) && state.shown < state.list.length) galleryMore();
-  }, { rootMargin: "800px" }).observe(document.getElementById("more"));
 
   const explained = galleries.findIndex((gallery) => gallery.explained);
   if (explained < 0) return;
