@@ -26,8 +26,8 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_custom_sections = [("Shapes", "notes_style")]
 napoleon_numpy_docstring = False
-# Names of other libraries become links where their pages can be reached: Read the Docs, or if asked.
-# Elsewhere a build must not need a network.
+# Names of other libraries become links on Read the Docs, or if asked: elsewhere a build must not
+# need a network.
 if "READTHEDOCS" in os.environ or "PGNN_INTERSPHINX" in os.environ:
     intersphinx_mapping = {
         "python": ("https://docs.python.org/3", None),

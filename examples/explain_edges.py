@@ -97,7 +97,8 @@ with torch.no_grad():
     )
 weights = alpha[edge_index[1] == found.node].mean(dim=1)
 gap = (weights - found.weight.flatten()).abs().max()
-print(f"{batch.num_nodes} patches, {edge_index.size(1)} edges; explainer and layer differ by {gap:.0e}")
+print(f"{batch.num_nodes} patches, {edge_index.size(1)} edges")
+print(f"explainer and layer differ by {gap:.0e}")
 
 grid = found.weight.size(-1)
 edges, values = found.strongest(args.lines)

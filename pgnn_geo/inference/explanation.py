@@ -17,7 +17,7 @@ from pgnn_geo.features import View, photo_batches
 from pgnn_geo.labels.labeller import Labeller
 from pgnn_geo.labels.maps import MapConfig, attention_maps
 from pgnn_geo.labels.propagation import Propagated, photo_graphs
-from pgnn_geo.nn import PGNN, CongenericPropagation
+from pgnn_geo.nn import PGNN, ComplementaryBlock, CongenericPropagation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +82,9 @@ class PositionExplanation:
         Args:
             lines (int): Edges that are drawn. (default: :obj:`5`)
         """
-        from pgnn_geo.inference.explanation_figure import explanation_figure  # matplotlib is an extra
+        from pgnn_geo.inference.explanation_figure import (
+            explanation_figure,
+        )  # matplotlib is an extra
 
         return explanation_figure(self, lines)
 
@@ -164,9 +166,7 @@ def explain_position(
     )
 
 
-def evidence_nodes(
-    source: Propagated, photos: Sequence[int], label: int
-) -> tuple[Tensor, Tensor]:
+def evidence_nodes(source: Propagated, photos: Sequence[int], label: int) -> tuple[Tensor, Tensor]:
     """Return features :obj:`[n, V, C]` and evidence for a class :obj:`[n, V]` of photos' nodes."""
     index = torch.as_tensor(photos)
     x, evidence = [], []
@@ -216,7 +216,9 @@ def incoming_weights(
         edge_mask_type="object",
         model_config={"mode": "regression", "task_level": "graph", "return_type": "raw"},
     )
-    weight: Tensor = explainer(x, torch.stack([sources, torch.full_like(sources, target)])).edge_mask
+    weight: Tensor = explainer(
+        x, torch.stack([sources, torch.full_like(sources, target)])
+    ).edge_mask
     return weight
 
 
@@ -298,7 +300,9 @@ def patch_edges(model: PGNN, features: Tensor, node: int) -> tuple[Tensor, Tenso
     x = batch.x
     if model.class_embedding is not None:
         x = model.class_embedding(x, batch.node_class)
-    layer = model.blocks[0].attention
+    (block, *_) = model.blocks
+    assert isinstance(block, ComplementaryBlock)
+    layer = block.attention
 
     def call(x: Tensor, edge_index: Tensor) -> Tensor:
         return layer(x, edge_index, node_class=batch.node_class)
@@ -331,9 +335,7 @@ def _members(
     label = int(tags[index].int().argmax())
     if class_name is not None:
         if class_name not in dataset.classes:
-            raise InputError(
-                f"class_name={class_name!r}: want one of {', '.join(dataset.classes)}"
-            )
+            raise InputError(f"class_name={class_name!r}: want one of {', '.join(dataset.classes)}")
         label = dataset.classes.index(class_name)
     if not tags[index, label]:
         raise InputError(

@@ -55,14 +55,14 @@ def explanation_figure(explanation: "PositionExplanation", lines: int = 5) -> "F
     )
     edges, values = explanation.strongest(lines)
     for source, value in zip(edges[0].tolist(), values.tolist(), strict=True):
-        photo, place = centre(source)
+        number, place = centre(source)
         line = ConnectionPatch(
             (x, y),
             place,
             "data",
             "data",
             axesA=axes[0],
-            axesB=axes[photo],
+            axesB=axes[number],
             color="white",
             lw=0.5 + 3 * value / float(values[0]),
         )

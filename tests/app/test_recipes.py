@@ -59,7 +59,9 @@ def test_label_gives_the_labels_of_the_run_byte_for_byte(finished, shapes_root, 
     model = out / name / ("model" if recipe == "best" else "model.pt")
     main(["label", f"--checkpoint={model}", f"--root={shapes_root}", f"--out={tmp_path / 'new'}"])
     made = sorted((out / name / "labels").iterdir())
-    assert len([path for path in made if path.suffix]) == 21  # with labels.json
+    beside = {"labels.json", "maps.npy"} | ({"explained.json"} if recipe != "cam" else set())
+    assert {path.name for path in made if path.suffix not in ("", ".png")} == beside
+    assert len([path for path in made if path.suffix == ".png"]) == 20
     assert [path.name for path in made] == sorted(p.name for p in (tmp_path / "new").iterdir())
     for path in made:
         assert path.read_bytes() == (tmp_path / "new" / path.name).read_bytes()

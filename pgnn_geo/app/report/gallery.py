@@ -193,9 +193,7 @@ def _save_map(path: Path, values: NDArray[np.uint8]) -> None:
     image.save(path, transparency=bytes(range(40, 40 + 180)) + bytes([220] * 76))
 
 
-def _maps(
-    layer: Layer, photos: TaggedDataset
-) -> tuple[NDArray[np.uint8], NDArray[np.intp]] | None:
+def _maps(layer: Layer, photos: TaggedDataset) -> tuple[NDArray[np.uint8], NDArray[np.intp]] | None:
     """Maps of all photos and the row at which each photo's begin, if they were kept."""
     if layer.folder is None or photos.tags is None or not (layer.folder / MAPS).is_file():
         return None

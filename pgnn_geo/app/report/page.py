@@ -4,10 +4,10 @@ import json
 import re
 from collections.abc import Sequence
 from importlib import resources
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pgnn_geo import __version__
 from pgnn_geo.app.report.gallery import explained_script, galleries, write_gallery
 from pgnn_geo.app.report.runs import RESULTS, Run, settings_that_differ
 from pgnn_geo.errors import InputError
@@ -67,7 +67,7 @@ def _page(runs: Sequence[Run], folder: Path, name: str, progress: Progress) -> s
                 entry["explained"] = names
             entries.append(entry)
     data = {
-        "version": __version__,
+        "version": version("pgnn-geo"),
         "runs": [_run(number, run, intervals) for number, run in enumerate(runs)],
         "settings": settings_that_differ(runs),
         "galleries": entries,
