@@ -16,6 +16,7 @@ def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     # The kernel is a process of its own: the tree that is tested must be what it imports.
     root = str(Path(__file__).parents[1])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own shows figures
     notebook = nbformat.read(path, as_version=4)
     assert all(not cell.get("outputs") for cell in notebook.cells)  # none are committed
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
