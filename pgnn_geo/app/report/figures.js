@@ -39,7 +39,14 @@ function show(id, ...content) {
   section.querySelector(".content").replaceChildren(...content);
 }
 
-// Names of folders say more by what differs in them.
+// Folders of runs are called by what differs in their names.
+if (report.runs.length > 1) {
+  const parts = report.runs.map((run) => run.name.split("/"));
+  let same = 0;
+  while (parts.every((part) => same < part.length - 1 && part[same] === parts[0][same])) same += 1;
+  report.runs.forEach((run, number) => { run.name = parts[number].slice(same).join("/"); });
+}
+
 const results = report.runs.flatMap((run) => run.results.map((result) => ({ ...result, run: run.name })));
 const named = (result) => (report.runs.length > 1 ? `${result.run}: ${result.title}` : result.title);
 
@@ -90,14 +97,14 @@ function classes() {
   if (!results.length) return;
   const names = [...new Set(results.flatMap((result) => Object.keys(result.scores.per_class)))];
   const legend = make("ul", { class: "legend" }, ...results.map((result, number) =>
-    make("li", {}, make("span", { class: `key s${number % 4}` }), named(result))));
+    make("li", {}, make("span", { class: `key s${number % 8}` }), named(result))));
   const rows = names.map((name) => make("div", { class: "class" }, make("span", {}, name),
     make("div", { class: "bars" }, ...results.map((result, number) => {
       const scores = result.scores.per_class[name] || {};
       const text = `${percent(scores.iou)} (P ${percent(scores.precision)}, R ${percent(scores.recall)})`;
       return make("div", { class: "track", title: named(result) },
         make("div", { "aria-hidden": "true" },
-          make("i", { class: `s${number % 4}`, style: `width:${100 * (scores.iou || 0)}%` })),
+          make("i", { class: `s${number % 8}`, style: `width:${100 * (scores.iou || 0)}%` })),
         make("span", {}, make("span", { class: "unseen" }, `${named(result)}: `), text));
     }))));
   show("classes", make("p", { class: "quiet" }, "IoU of each class in per cent; P is precision, R recall."),
@@ -113,7 +120,7 @@ function curves() {
   }));
   const drawn = [...series].filter(([, lines]) => lines.some((line) => line.points.length > 1));
   if (!drawn.length) return;
-  const colours = ["var(--bar)", "var(--bar2)", "var(--bar3)", "var(--bar4)"];
+  const colours = [..."12345678"].map((number) => `var(--bar${number})`);
   show("curves", ...drawn.map(([title, lines]) => {
     const all = lines.flatMap((line) => line.points);
     const [low, high] = [Math.min(...all.map((p) => p[1])), Math.max(...all.map((p) => p[1]))];
@@ -126,7 +133,7 @@ function curves() {
     vector("text", { x: 40, y: 26, "text-anchor": "end" }, label(high)),
     vector("text", { x: 40, y: 146, "text-anchor": "end" }, label(low)),
     vector("text", { x: 346, y: 162, "text-anchor": "end" }, `step ${last}`),
-    ...lines.map((line) => vector("polyline", { stroke: colours[line.number % 4],
+    ...lines.map((line) => vector("polyline", { stroke: colours[line.number % 8],
       points: line.points.map(([step, value]) => `${x(step)},${y(value)}`).join(" ") })));
     return make("figure", {}, picture, make("figcaption", {}, title));
   }));
