@@ -32,13 +32,14 @@ from pgnn_geo.boxes.photo_boxes import PhotoBoxes
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.errors import InputError
+from pgnn_geo.features import FeatureBank
 from pgnn_geo.io.checkpoint import load_attention_model
 from pgnn_geo.io.files import first_difference, mark_results, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_maps, save_mask
 from pgnn_geo.io.run_folder import progress, timed
 from pgnn_geo.io.tensor_folder import CONFIG
-from pgnn_geo.labels.frozen import StepName
+from pgnn_geo.labels.frozen import EvidenceModel, StepName
 from pgnn_geo.labels.labeller import Labeller
 from pgnn_geo.labels.maps import attention_maps
 from pgnn_geo.labels.propagation import Propagated
@@ -179,15 +180,7 @@ def _evidence(
     def make() -> tuple[list[Tensor], list[dict[str, Any]]]:
         bank, model = labeller.to(device).bank(dataset, cache, progress), labeller.model
         rows = model.maps(bank, tags, step, device).maps
-        explained = []
-        if step == "classifier":
-            sample = choose_sample(tags)
-            photos = torch.tensor(sample.photos)
-            source = model.before_propagation(bank[photos], tags[photos], device)
-            chosen = dataset.subset(sample.photos)
-            explained = explain_propagation(
-                source, sample.groups, sample.labels, chosen, model.prototypes
-            )
+        explained = _explained(model, bank, dataset, tags) if step == "classifier" else []
         return list(rows.split(tags.bool().sum(dim=1).tolist())), explained
 
     return _Source(
@@ -197,6 +190,20 @@ def _evidence(
         {"model": _digest(checkpoint / CONFIG), "step": step},
         make,
     )
+
+
+def _explained(
+    model: EvidenceModel, bank: FeatureBank, dataset: TaggedDataset, tags: Tensor
+) -> list[dict[str, Any]]:
+    """What explains a sample of photos; one group at a time is in memory."""
+    sample, entries, device = choose_sample(tags), list[dict[str, Any]](), default_device()
+    for group, label in zip(sample.groups, sample.labels, strict=True):
+        members = [sample.photos[i] for i in group]
+        photos = torch.tensor(members)
+        source = model.before_propagation(bank[photos], tags[photos], device)
+        places, chosen = [range(len(members))], dataset.subset(members)
+        entries += explain_propagation(source, places, [label], chosen, model.prototypes)
+    return entries
 
 
 def _network(

@@ -148,12 +148,15 @@ def explain_position(
     elif len(model.blocks):
         found = _attended(model, chosen, label, maps or MapConfig(), node)
     else:
-        sources: list[Propagated] = []
-        attention_maps(model, dataset, maps, observe=lambda seen: sources.append(_kept(seen)))
-        if not sources:
+        steps: list[tuple[CongenericPropagation, Tensor, Tensor]] = []  # one for each scale
+
+        def observe(seen: Propagated) -> None:
+            steps.append((seen.layer, *evidence_nodes(seen, members, label)))
+
+        attention_maps(model, dataset, maps, observe=observe)
+        if not steps:
             raise InputError("The maps are not propagated: no edges lead to a position.")
-        nodes = evidence_nodes(sources[0], members, label)
-        found = _propagated(sources[0].layer, *nodes, node)
+        found = _propagated(*steps[0], node)
     at, weight, heat, evidence, feature = found
     scores = None
     if prototypes is not None:
@@ -309,11 +312,6 @@ def patch_edges(model: PGNN, features: Tensor, node: int) -> tuple[Tensor, Tenso
 
     sources = torch.arange(len(x), device=x.device)
     return x, incoming_weights(layer, x, sources, node, call)
-
-
-def _kept(seen: Propagated) -> Propagated:
-    """What was seen, in memory: the files that it is read from do not last."""
-    return seen._replace(features=seen.features[torch.arange(len(seen.features))])
 
 
 def _tags(dataset: TaggedDataset) -> Tensor:
