@@ -149,6 +149,15 @@ def test_review_gives_confidences(reported: Path, tmp_path: Path) -> None:
     assert photos[1]["sure"] == {"pgnn": {}}
 
 
+def test_a_training_of_stage_2_has_a_report_of_its_own(reported: Path, tmp_path: Path) -> None:
+    main(["report", "--runs", f"{reported}/segmentation", "--out", f"{tmp_path}/page.html"])
+    data = data_of(tmp_path / "page.html")
+    (gallery,) = data["galleries"]
+    assert gallery["title"] == "val" and len(gallery["photos"]) == 10
+    assert [layer["key"] for layer in gallery["layers"]] == ["segmenter", "truth"]
+    assert all(photo["iou"]["segmenter"] for photo in gallery["photos"])
+
+
 def test_photos_that_are_gone_are_said_to_be(reported: Path, tmp_path: Path) -> None:
     run = shutil.copytree(reported, tmp_path / "run")
     config = json.loads((run / "config.json").read_text())
