@@ -60,7 +60,7 @@ def test_label_gives_the_labels_of_the_run_byte_for_byte(finished, shapes_root, 
     main(["label", f"--checkpoint={model}", f"--root={shapes_root}", f"--out={tmp_path / 'new'}"])
     made = sorted((out / name / "labels").iterdir())
     beside = {"labels.json", "maps.npy"} | ({"explained.json"} if recipe != "cam" else set())
-    assert {path.name for path in made if path.suffix not in ("", ".png")} == beside
+    assert beside <= {path.name for path in made}
     assert len([path for path in made if path.suffix == ".png"]) == 20
     if recipe == "best":  # whose evidence can be compared with prototypes
         entries = json.loads((out / name / "labels" / "explained.json").read_text())
