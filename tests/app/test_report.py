@@ -145,8 +145,8 @@ def test_review_gives_confidences(reported: Path, tmp_path: Path) -> None:
     review.write_text(f"image,class,confidence\n{photo['id']},{name},0.25\n")
     main(["report", "--runs", str(run), "--out", str(run / "report.html")])
     photos = data_of(run / "report.html")["galleries"][0]["photos"]
-    assert photos[0]["sure"] == {"pgnn": {str(photo["tags"][0]): 250}}
-    assert photos[1]["sure"] == {"pgnn": {}}
+    assert photos[0]["sure"]["pgnn"] == {str(photo["tags"][0]): 250}
+    assert photos[1]["sure"]["pgnn"] == {}
 
 
 def test_a_training_of_stage_2_has_a_report_of_its_own(reported: Path, tmp_path: Path) -> None:
