@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pgnn_geo.app.config import LabelConfig
@@ -20,23 +21,34 @@ from pgnn_geo.app.config_changes import (
     label_config_of,
     label_defaults,
 )
+from pgnn_geo.app.explained import (
+    choose_sample,
+    explain_attention,
+    explain_propagation,
+    write_explained,
+)
 from pgnn_geo.boxes.patches import read_boxes
 from pgnn_geo.boxes.photo_boxes import PhotoBoxes
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.errors import InputError
+from pgnn_geo.features import FeatureBank
 from pgnn_geo.io.checkpoint import load_attention_model
 from pgnn_geo.io.files import first_difference, mark_results, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.io.masks import save_mask
+from pgnn_geo.io.masks import save_maps, save_mask
 from pgnn_geo.io.run_folder import progress, timed
 from pgnn_geo.io.tensor_folder import CONFIG
-from pgnn_geo.labels.frozen import StepName
+from pgnn_geo.labels.frozen import EvidenceModel, StepName
 from pgnn_geo.labels.labeller import Labeller
 from pgnn_geo.labels.maps import attention_maps
+from pgnn_geo.labels.propagation import Propagated
 from pgnn_geo.labels.seeds import refined_labels
 from pgnn_geo.nn import PGNN
 from pgnn_geo.precision import default_device
+
+#: What lies beside label images for a report: the maps, and the edges of a sample of photos.
+MAPS, EXPLAINED = "maps.npy", "explained.json"
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,7 @@ class _Source:
     ledger: SupervisionLedger
     labels: LabelConfig
     record: dict[str, Any]  #: what labels.json says of it
-    maps: Callable[[], list[Tensor]]
+    maps: Callable[[], tuple[list[Tensor], list[dict[str, Any]]]]  #: and what explains them
 
 
 def label(
@@ -62,6 +74,8 @@ def label(
 ) -> Path:
     """Write the pseudo-labels of a model as :obj:`out/ID.png`, unless all are there.
 
+    :obj:`out/maps.npy` are the attention maps, see :func:`~pgnn_geo.io.masks.save_maps`,
+    :obj:`out/explained.json` the edges of a sample of photos for the report, and
     :obj:`out/labels.json`, written last, says what they were made from.
 
     Args:
@@ -116,8 +130,11 @@ def label(
     except OSError as error:
         raise InputError(f"Output folder {out} cannot be written: {error}") from error
     with timed(f"label {out}"):
-        masks = label_images(dataset, source.maps(), source.labels)
-        _write(out, dataset.image_ids, masks)
+        attention, explained = source.maps()
+        _write(out, dataset.image_ids, label_images(dataset, attention, source.labels))
+        save_maps(out / MAPS, attention)
+        if explained:
+            write_explained(out / EXPLAINED, explained)
         write_json(done, record)
     shutil.rmtree(own, ignore_errors=True)
     return out
@@ -159,10 +176,11 @@ def _evidence(
         raise InputError("Labelling needs image tags; this split has none.")
     tags, device = dataset.tags, default_device()
 
-    def make() -> list[Tensor]:
-        bank = labeller.to(device).bank(dataset, cache, progress)
-        rows = labeller.model.maps(bank, tags, step, device).maps
-        return list(rows.split(tags.bool().sum(dim=1).tolist()))
+    def make() -> tuple[list[Tensor], list[dict[str, Any]]]:
+        bank, model = labeller.to(device).bank(dataset, cache, progress), labeller.model
+        rows = model.maps(bank, tags, step, device).maps
+        explained = _explained(model, bank, dataset, tags) if step == "classifier" else []
+        return list(rows.split(tags.bool().sum(dim=1).tolist())), explained
 
     return _Source(
         labeller.classes,
@@ -171,6 +189,20 @@ def _evidence(
         {"model": _digest(checkpoint / CONFIG), "step": step},
         make,
     )
+
+
+def _explained(
+    model: EvidenceModel, bank: FeatureBank, dataset: TaggedDataset, tags: Tensor
+) -> list[dict[str, Any]]:
+    """What explains a sample of photos; one group at a time is in memory."""
+    sample, entries, device = choose_sample(tags), list[dict[str, Any]](), default_device()
+    for group, label in zip(sample.groups, sample.labels, strict=True):
+        members = [sample.photos[i] for i in group]
+        photos = torch.tensor(members)
+        source = model.before_propagation(bank[photos], tags[photos], device)
+        places, chosen = [range(len(members))], dataset.subset(members)
+        entries += explain_propagation(source, places, [label], chosen, model.prototypes)
+    return entries
 
 
 def _network(
@@ -194,9 +226,23 @@ def _network(
     if boxes is not None:
         record["boxes"] = _digest(boxes)
 
-    def make() -> list[Tensor]:
+    def make() -> tuple[list[Tensor], list[dict[str, Any]]]:
         model.to(default_device())
-        return attention_maps(model, dataset, map_config, cache, scratch, progress, patches)
+        explained: list[dict[str, Any]] = []
+        sample = choose_sample(dataset.tags if dataset.tags is not None else torch.zeros(0, 1))
+
+        def observe(seen: Propagated) -> None:
+            if not explained:  # the first scale
+                groups = [[sample.photos[i] for i in group] for group in sample.groups]
+                explained.extend(explain_propagation(seen, groups, sample.labels, dataset))
+
+        maps = attention_maps(
+            model, dataset, map_config, cache, scratch, progress, patches, observe
+        )
+        if len(model.blocks) and model.builder.grid is not None:
+            chosen = dataset.subset(sample.photos)
+            explained += explain_attention(model, chosen, sample, map_config)
+        return maps, explained
 
     return _Source(classes, ledger, label_config, record, make)
 

@@ -25,6 +25,7 @@ from pgnn_geo.labels.position_classifier import (
 from pgnn_geo.labels.propagation import (
     Features,
     PhotoGraphs,
+    Propagated,
     Step,
     complete,
     fit_prototypes,
@@ -134,6 +135,18 @@ class EvidenceModel(nn.Module):
             "classifier": [self._classifier_step, within(self.propagation)],
         }
         return complete(features, start, named[step], self.config.grid, device)
+
+    def before_propagation(
+        self, features: Features, tags: Tensor, device: torch.device | str = "cpu"
+    ) -> Propagated:
+        """Return the last step of :meth:`maps`, in which evidence travels within each photo.
+
+        Args:
+            features, tags, device: See :meth:`maps`.
+        """
+        start = TaggedMaps.empty(tags, features.shape[-1])
+        start = complete(features, start, [self._classifier_step], self.config.grid, device)
+        return Propagated(features, start, self.propagation, self.config.grid, device)
 
     def _evidence_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
         mean = self.propagation.mean

@@ -64,6 +64,16 @@ class PhotoGraphs(NamedTuple):
         return values / peak.clamp(min=torch.finfo(values.dtype).tiny)[image]
 
 
+class Propagated(NamedTuple):
+    """The step in which evidence travels within each photo, before it is taken."""
+
+    features: Features  #: what positions are compared by
+    start: TaggedMaps  #: the evidence that travels
+    layer: CongenericPropagation  #: along whose edges
+    grid: int | None  #: patches per side; single positions if not given
+    device: torch.device | str
+
+
 #: A step of message passing: from the graphs and the evidence at their nodes :obj:`[V, K]`, in
 #: :math:`[0, 1]`, to new evidence of any positive scale; only that of the photos' tags is kept.
 Step = Callable[[PhotoGraphs, Tensor], Tensor]
@@ -177,6 +187,7 @@ def propagate(
     start: TaggedMaps,
     power: float = 1.0,
     device: torch.device | str = "cpu",
+    observe: Callable[[Propagated], None] | None = None,
 ) -> TaggedMaps:
     """Complete attention maps by class evidence that travels along similar features.
 
@@ -188,6 +199,8 @@ def propagate(
         start (TaggedMaps): The maps to complete.
         power (float): Exponent of the similarity within a photo. (default: :obj:`1.0`)
         device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
+        observe (callable, optional): Called before evidence travels within the photos, if it does,
+            to see along which edges.
     """
     if kind == "none":
         return start
@@ -196,5 +209,9 @@ def propagate(
         prototypes = fit_prototypes(features, start, mean, device=device)
         steps.append(from_prototypes(prototypes))
     if kind in ("within", "both"):
-        steps.append(within(CongenericPropagation(mean=mean, power=power).to(device)))
+        layer = CongenericPropagation(mean=mean, power=power).to(device)
+        if observe is not None:
+            before = complete(features, start, steps, device=device) if steps else start
+            observe(Propagated(features, before, layer, None, device))
+        steps.append(within(layer))
     return complete(features, start, steps, device=device)

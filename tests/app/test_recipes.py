@@ -83,7 +83,12 @@ def test_label_gives_the_labels_of_the_run_byte_for_byte(recipe, run_of, shapes_
     model = out / name / ("model" if recipe == "best" else "model.pt")
     main(["label", f"--checkpoint={model}", f"--root={shapes_root}", f"--out={tmp_path / 'new'}"])
     made = sorted((out / name / "labels").iterdir())
-    assert len([path for path in made if path.suffix]) == 21  # with labels.json
+    beside = {"labels.json", "maps.npy"} | ({"explained.json"} if recipe != "cam" else set())
+    assert beside <= {path.name for path in made}
+    assert len([path for path in made if path.suffix == ".png"]) == 20
+    if recipe == "best":  # whose evidence can be compared with prototypes
+        entries = json.loads((out / name / "labels" / "explained.json").read_text())
+        assert entries and all(entry["prototypes"] for entry in entries)
     assert [path.name for path in made] == sorted(p.name for p in (tmp_path / "new").iterdir())
     for path in made:
         assert path.read_bytes() == (tmp_path / "new" / path.name).read_bytes()
