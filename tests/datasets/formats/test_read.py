@@ -44,6 +44,8 @@ def datumaro() -> Any:
         for name, own in zip(NAMES, owned, strict=True)
     ]
     del items[1]["image"]
+    items[2]["image"] = None  # what is written of a photo that is not at hand
+    items[2]["id"] = NAMES[2]
     return {"info": {}, "categories": {"label": {"labels": labels}}, "items": items}
 
 
@@ -94,6 +96,8 @@ CVAT = """<?xml version="1.0" encoding="utf-8"?>
 
 FILES: dict[str, tuple[str, str]] = {
     "coco": ("a.json", json.dumps(coco())),
+    # github.com/cvat-ai/cvat/issues/298
+    "coco with ids as text": ("t.json", json.dumps(coco()).replace('_id": 9', '_id": "9"')),
     "coco in other folders": ("b.json", json.dumps(coco("dataset/images/"))),
     "coco of Windows": ("c.json", json.dumps(coco("C:\\x\\")).replace("/", "\\\\")),
     "datumaro": ("default.json", json.dumps(datumaro())),
@@ -183,7 +187,16 @@ def test_auto_on_the_command_line(photos: Path, capsys: pytest.CaptureFixture[st
     [
         ("a.json", "{", r"a\.json' cannot be read as JSON"),
         ("a.json", '{"shapes": []}', r"a\.json' holds tags in no known format: want one of COCO"),
-        ("a.json", json.dumps({**coco(), "categories": []}), r"is damaged, read as COCO.*KeyError"),
+        (
+            "a.json",
+            json.dumps({**coco(), "categories": []}),
+            r"is damaged, read as COCO.*category_id 4; want",
+        ),
+        (  # github.com/obss/sahi/issues/98
+            "a.json",
+            json.dumps(coco()).replace('"id": 8, "file', '"id": 9, "file'),
+            "image id 9 is that of one.jpg and of trip/two.png",
+        ),
         ("a.json", '[{"data": {"image": "x"}}]', "read as Label Studio JSON: KeyError"),
         (
             "a.json",
