@@ -94,7 +94,7 @@ def test_run_leaves_masks_pictures_and_figures(finished, shapes_root):
         for row in review:
             mask = load_mask(out / model / "labels" / f"{row['image']}.png")
             share = (mask == train.classes.index(row["class"]) + 1).float().mean()
-            assert float(row["area"]) == pytest.approx(share, abs=6e-4)
+            assert float(row["area"]) == pytest.approx(float(share), abs=6e-4)
     assert [p.name for p in sorted((out / "overlays").glob("*.*g"))] == [
         f"sheet-{i}.png" for i in (1, 2, 3)
     ]
