@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ from pgnn_geo.labels.frozen import EvidenceModel, StepName
 from pgnn_geo.labels.labeller import Labeller
 from pgnn_geo.labels.maps import attention_maps
 from pgnn_geo.labels.propagation import Propagated
+from pgnn_geo.labels.review import Reviewed, label_confidence, write_review
 from pgnn_geo.labels.seeds import refined_labels
 from pgnn_geo.nn import PGNN
 from pgnn_geo.precision import default_device
@@ -75,8 +76,10 @@ def label(
     """Write the pseudo-labels of a model as :obj:`out/ID.png`, unless all are there.
 
     :obj:`out/maps.npy` are the attention maps, see :func:`~pgnn_geo.io.masks.save_maps`,
-    :obj:`out/explained.json` the edges of a sample of photos for the report, and
-    :obj:`out/labels.json`, written last, says what they were made from.
+    :obj:`out/review.csv` says which labels to look at first, see
+    :func:`~pgnn_geo.labels.review.label_confidence`, :obj:`out/explained.json` has the edges of a
+    sample of photos for the report, and :obj:`out/labels.json`, written last, says what they were
+    made from.
 
     Args:
         checkpoint (Path): The file of a trained model, or the folder of a model of evidence.
@@ -131,7 +134,8 @@ def label(
         raise InputError(f"Output folder {out} cannot be written: {error}") from error
     with timed(f"label {out}"):
         attention, explained = source.maps()
-        _write(out, dataset.image_ids, label_images(dataset, attention, source.labels))
+        areas = _write(out, dataset, label_images(dataset, attention, source.labels))
+        write_review(out / "review.csv", _reviewed(dataset, attention, areas, source.labels))
         save_maps(out / MAPS, attention)
         if explained:
             write_explained(out / EXPLAINED, explained)
@@ -140,10 +144,15 @@ def label(
     return out
 
 
-def _write(out: Path, image_ids: Sequence[str], masks: Iterable[Tensor]) -> None:
-    """Write the label images; a name that is too long stops no other."""
-    too_long = []
-    for image_id, mask in zip(image_ids, masks, strict=True):
+def _write(out: Path, dataset: TaggedDataset, masks: Iterable[Tensor]) -> list[Tensor]:
+    """Write the label images and return the share of each label in each.
+
+    A name that is too long stops no other.
+    """
+    too_long, areas = [], []
+    for image_id, mask in zip(dataset.image_ids, masks, strict=True):
+        count = mask.flatten().bincount(minlength=len(dataset.classes) + 1)
+        areas.append(count / mask.numel())
         try:
             save_mask(out / f"{image_id}.png", mask)
         except OSError as error:
@@ -155,6 +164,18 @@ def _write(out: Path, image_ids: Sequence[str], masks: Iterable[Tensor]) -> None
             f"All label images but those of names that are too long for {out} are written; "
             f"rename these photos: {first_of(too_long)}"
         )
+    return areas
+
+
+def _reviewed(
+    dataset: TaggedDataset, attention: list[Tensor], areas: list[Tensor], config: LabelConfig
+) -> Iterator[Reviewed]:
+    """Yield how sure the label of every photo and tagged class is."""
+    assert dataset.tags is not None  # maps are of tags
+    for i, image_id in enumerate(dataset.image_ids):
+        sure = label_confidence(attention[i], config.background, config.power)
+        for k, confidence in zip(dataset.tags[i].nonzero()[:, 0], sure.tolist(), strict=True):
+            yield Reviewed(image_id, dataset.classes[k], confidence, float(areas[i][k + 1]))
 
 
 def _evidence(

@@ -196,7 +196,7 @@ def _predict(
     """Write the predicted labels of every photo, at its own size, as :obj:`folder/ID.png`."""
     segmenter.network.to(default_device())
     mark_results(folder)
-    with autocast(precision, segmenter.network.backbone.device):  # its converted weights are kept
+    with autocast(precision, segmenter.network.device):  # its converted weights are kept
         for index in progress(range(len(photos)), "predict", len(photos)):
             item = photos[index]
             image = item["image"].as_subclass(Tensor)
