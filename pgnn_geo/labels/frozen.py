@@ -4,6 +4,8 @@ r"""From frozen features and tags to attention maps: evidence, propagation, posi
     \text{tags} \xrightarrow{\text{logistic regression}} A^{(1)} \xrightarrow{\text{prototypes}}
     A^{(2)} \xrightarrow{\text{classifier of positions}} A^{(3)} \xrightarrow{\text{within}} A
 
+With :obj:`objectness` each learns from the maps before where the other classes see objects.
+
 Everything that is fitted is convex or starts at zero, over all data in every step: the same
 photos and tags give the same maps.
 """
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.labels.evidence import fit_tag_evidence
+from pgnn_geo.labels.objectness import fit_objectness, on_objects
 from pgnn_geo.labels.position_classifier import (
     Positions,
     confident_labels,
@@ -59,7 +62,14 @@ class EvidenceConfig:
             from the maps of those before.
         classifier_rounds (int): Times that the classifier is trained: on the maps of the
             prototypes, then on those of the classifier before.
+        warm_start (bool): Whether a round begins with the weights of the one before.
+        objectness (bool): Whether prototypes and classifier learn only from positions that are
+            objects to the other classes, see :mod:`pgnn_geo.labels.objectness`.
+        confidence (float): What of a class's largest probability in a photo stays in the maps, see
+            :func:`~pgnn_geo.labels.propagation.complete`.
         grid (int, optional): Patches per side of a photo's graph; single positions by default.
+        fit_grid (int, optional): The most patches per side of the graphs that all this is fitted
+            on; those of :obj:`grid` if not given, on which maps are made.
 
     Raises:
         InputError: If a value is out of range, or there is no such kernel.
@@ -77,7 +87,11 @@ class EvidenceConfig:
     positions: int = 32768
     prototype_rounds: int = 2
     classifier_rounds: int = 3
+    warm_start: bool = False
+    objectness: bool = False
+    confidence: float = 0.0
     grid: int | None = None
+    fit_grid: int | None = None
     kernel: str = "cosine"
 
     def __post_init__(self) -> None:
@@ -86,9 +100,12 @@ class EvidenceConfig:
             "prototype_rounds": self.prototype_rounds,
             "classifier_rounds": self.classifier_rounds,
             "positions": self.positions,
+            "fit_grid": 1 if self.fit_grid is None else self.fit_grid,
         }
         if wrong := [f"{name}={value}" for name, value in counts.items() if value < 1]:
             raise InputError(f"{', '.join(wrong)}: want 1 or more")
+        if not 0 <= self.confidence <= 1:
+            raise InputError(f"confidence={self.confidence}: want 0 to 1")
 
 
 class EvidenceModel(nn.Module):
@@ -128,13 +145,25 @@ class EvidenceModel(nn.Module):
                 photo. (default: :obj:`"classifier"`)
             device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
         """
+        confidence = self.config.confidence if step == "classifier" else 0.0
+        return self._complete(features, tags, step, device, self.config.grid, confidence)
+
+    def _complete(
+        self,
+        features: Features,
+        tags: Tensor,
+        step: StepName,
+        device: torch.device | str,
+        grid: int | None,
+        confidence: float = 0.0,
+    ) -> TaggedMaps:
         start = TaggedMaps.empty(tags, features.shape[-1])
         named: dict[StepName, list[Step]] = {
             "evidence": [self._evidence_step],
             "prototypes": [from_prototypes(self.prototypes), within(self.propagation)],
-            "classifier": [self._classifier_step, within(self.propagation)],
+            "classifier": [self._classifier_step],
         }
-        return complete(features, start, named[step], self.config.grid, device)
+        return complete(features, start, named[step], grid, device, confidence)
 
     def before_propagation(
         self, features: Features, tags: Tensor, device: torch.device | str = "cpu"
@@ -145,7 +174,7 @@ class EvidenceModel(nn.Module):
             features, tags, device: See :meth:`maps`.
         """
         start = TaggedMaps.empty(tags, features.shape[-1])
-        start = complete(features, start, [self._classifier_step], self.config.grid, device)
+        start = complete(features, start, [self._probabilities], self.config.grid, device)
         return Propagated(features, start, self.propagation, self.config.grid, device)
 
     def _evidence_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
@@ -153,9 +182,13 @@ class EvidenceModel(nn.Module):
         assert mean is not None
         return ((graphs.x - mean) @ self.evidence.t()).relu()
 
-    def _classifier_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
+    def _probabilities(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
         unit = centered_unit(graphs.x, self.propagation.mean)
         return position_maps(self.classifier, unit, graphs.tags)
+
+    def _classifier_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
+        # One step: propagated probabilities are still on the scale of probabilities.
+        return within(self.propagation)(graphs, self._probabilities(graphs, values))
 
 
 @torch.no_grad()
@@ -186,32 +219,71 @@ def fit_evidence(
     model.propagation.mean.copy_(mean)
     weight, _ = fit_tag_evidence(means - mean, tags, config.evidence_penalty)
     model.evidence.copy_(weight)
-    maps = model.maps(features, tags, "evidence", device)
+    grid = config.grid or features.shape[-1]
+    grid = min(grid, config.fit_grid or grid)
+    maps = model._complete(features, tags, "evidence", device, grid)
     for turn in range(config.prototype_rounds):
         if turn:
             step = from_prototypes(model.prototypes)
-            maps = complete(features, maps, [step], config.grid, device)
-        fitted = fit_prototypes(features, maps, mean, config.threshold, config.grid, device)
+            maps = complete(features, maps, [step], grid, device)
+        maps = _on_objects(model, features, maps, grid, device)
+        fitted = fit_prototypes(features, maps, mean, config.threshold, grid, device)
         model.prototypes.load_state_dict(fitted.state_dict())
     for turn in range(config.classifier_rounds):
-        maps = model.maps(features, tags, "classifier" if turn else "prototypes", device)
-        positions = _positions(model, features, maps, device)
+        step_name: StepName = "classifier" if turn else "prototypes"
+        maps = model._complete(features, tags, step_name, device, grid)
+        maps = _on_objects(model, features, maps, grid, device)
+        positions = _positions(model, features, maps, grid, device)
         model.classifier.copy_(
             fit_position_classifier(
-                positions, config.penalty, config.partial, config.balance, config.iterations
+                positions,
+                config.penalty,
+                config.partial,
+                config.balance,
+                config.iterations,
+                start=model.classifier if config.warm_start and turn else None,
             )
         )
     return model
 
 
+def _on_objects(
+    model: EvidenceModel,
+    features: Features,
+    maps: TaggedMaps,
+    grid: int,
+    device: torch.device | str,
+) -> TaggedMaps:
+    """Return the maps where the other classes see objects, or as they are."""
+    config, layer = model.config, model.propagation
+    if not config.objectness:
+        return maps
+    assert layer.mean is not None
+    weight = fit_objectness(
+        features,
+        maps,
+        layer.mean,
+        config.foreground,
+        config.background,
+        config.balance,
+        grid,
+        device,
+    )
+    return complete(features, maps, [on_objects(weight, layer)], grid, device)
+
+
 def _positions(
-    model: EvidenceModel, features: Features, maps: TaggedMaps, device: torch.device | str
+    model: EvidenceModel,
+    features: Features,
+    maps: TaggedMaps,
+    grid: int,
+    device: torch.device | str,
 ) -> Positions:
     """Return the positions that the classifier learns from: the same number of every photo."""
     config = model.config
     count = max(1, config.positions // len(features))
     parts: list[Positions] = []
-    for graphs in photo_graphs(features, maps.tags, config.grid, device):
+    for graphs in photo_graphs(features, maps.tags, grid, device):
         values = graphs.nodes(maps.dense(graphs.photos))
         label = confident_labels(values, graphs.tags, config.foreground, config.background)
         nodes = len(values) // len(graphs.photos)

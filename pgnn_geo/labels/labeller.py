@@ -24,7 +24,7 @@ from pgnn_geo.labels.evidence import check_tags
 from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, fit_evidence
 from pgnn_geo.nn.backbones import Backbone, BackboneName, build_backbone
 
-_FORMAT = "pgnn_geo evidence model 1"
+_FORMAT = "pgnn_geo evidence model 2"
 _BACKBONE = "backbone."
 
 

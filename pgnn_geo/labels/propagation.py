@@ -8,6 +8,7 @@ cells of a coarser grid. :class:`~pgnn_geo.graph.PatchGraphBuilder` makes the
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -57,11 +58,11 @@ class PhotoGraphs(NamedTuple):
         batch.x = values[:, :, None, None].expand(-1, -1, *self.batch.x.shape[2:])
         return stitch(batch)
 
-    def normalized(self, values: Tensor) -> Tensor:
-        """Divide values of the nodes :obj:`[V, K]` by their maximum in each photo."""
+    def normalized(self, values: Tensor, power: float = 1.0) -> Tensor:
+        """Divide values of the nodes :obj:`[V, K]` by a power of their maximum in each photo."""
         image = self.batch.image_batch
         peak = scatter(values, image, 0, len(self.photos), reduce="max")
-        return values / peak.clamp(min=torch.finfo(values.dtype).tiny)[image]
+        return values / peak.clamp(min=torch.finfo(values.dtype).tiny)[image] ** power
 
 
 class Propagated(NamedTuple):
@@ -109,25 +110,30 @@ def complete(
     steps: Sequence[Step],
     grid: int | None = None,
     device: torch.device | str = "cpu",
+    confidence: float = 0.0,
 ) -> TaggedMaps:
-    """Take the evidence of all photos through steps of message passing, one photo at a time.
+    r"""Take the evidence of all photos through steps of message passing, one photo at a time.
 
-    The evidence is divided by its maximum in each photo and class after every step. Memory does not
-    grow with the number of photos, but for the maps.
+    The evidence is divided by its maximum in each photo and class after every step, but after the
+    last one by the power :math:`1 - \eta` of it. Memory does not grow with the number of photos,
+    but for the maps.
 
     Args:
         features (Features): Features of all photos.
         start (TaggedMaps): Their evidence to begin with.
         steps (sequence of Step): For example :func:`within` of a layer.
         grid, device: See :func:`photo_graphs`.
+        confidence (float): :math:`\eta`: with 0 the maximum of every map is 1, with 1 it is what
+            the last step says, for example a probability. (default: :obj:`0.0`)
     """
     rows = torch.empty_like(start.maps)
     for graphs in photo_graphs(features, start.tags, grid, device):
         values = graphs.nodes(start.dense(graphs.photos))
-        for step in steps:
-            values = graphs.normalized(step(graphs, values) * graphs.tags)
+        for turn, step in enumerate(steps, 1):
+            power = 1 - confidence if turn == len(steps) else 1.0
+            values = graphs.normalized(step(graphs, values) * graphs.tags, power)
         start.put(rows, graphs.photos, graphs.maps(values))
-    return start.with_maps(rows)
+    return replace(start, maps=rows)
 
 
 def within(layer: CongenericPropagation) -> Step:
