@@ -1,11 +1,12 @@
-"""Draw which patches of the other photos a patch attends to.
+"""Draw which patches of its own and of other photos a patch attends to.
 
     python examples/explain_edges.py --class-name bird --out edges.png
-    python examples/explain_edges.py --root VOCdevkit/VOC2012 --model runs/voc/model.pt
+    python examples/explain_edges.py --root VOCdevkit/VOC2012 --model runs/voc/pgnn/model.pt
 
 Without --root, the photos are those of the embedded data set; without --model, a small P-GNN is
-trained on them first. The weights come from the layer itself (return_attention_weights=True), and
-are checked against PyG's AttentionExplainer, which sees the same layer as message passing.
+trained on them first. The weights are those that PyG's AttentionExplainer sees in the layer
+(pgnn_geo.inference.explanation.explain_position), and are checked against what the layer returns
+itself (return_attention_weights=True).
 """
 
 import argparse
@@ -13,13 +14,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
-from matplotlib.patches import ConnectionPatch, Rectangle
-from torch import Tensor
 from torch.utils.data import DataLoader
-from torch_geometric.explain import AttentionExplainer, Explainer
 
-from pgnn_geo import complete_edge_index
 from pgnn_geo.datasets import (
     VOC2012,
     ClassGroupSampler,
@@ -28,7 +24,9 @@ from pgnn_geo.datasets import (
     TrainTransform,
     collate_groups,
 )
+from pgnn_geo.inference.explanation import explain_position
 from pgnn_geo.io.checkpoint import load_attention_model
+from pgnn_geo.labels import MapConfig
 from pgnn_geo.losses import classification_loss
 from pgnn_geo.nn import PGNN
 
@@ -40,8 +38,8 @@ parser.add_argument("--model", help="a trained model (default: train a small one
 parser.add_argument("--epochs", type=int, default=10, help="of that training")
 parser.add_argument("--size", type=int, default=96, help="side of the photos in pixels")
 parser.add_argument("--class-name", help="class of the group (default: the first)")
-parser.add_argument("--photos", type=int, default=3, help="photos in the group")
-parser.add_argument("--patch", type=int, help="patch of the first photo (default: the strongest)")
+parser.add_argument("--partners", type=int, default=2, help="other photos in the group")
+parser.add_argument("--position", type=float, nargs=2, help="x and y in the photo, in pixels")
 parser.add_argument("--lines", type=int, default=5, help="strongest edges drawn")
 parser.add_argument("--out", type=Path, default=Path("edges.png"))
 parser.add_argument("--seed", type=int, default=0)
@@ -52,7 +50,7 @@ if args.root:
     voc = partial(VOC2012, args.root, "train", args.classes)
 else:
     voc = partial(Shapes, args.data, "train", size=args.size)
-photos = voc(transform=SquareTransform(args.size))
+photos = voc()
 tags, classes = photos.tags, photos.classes
 
 
@@ -80,87 +78,33 @@ def train() -> PGNN:
     return model.eval()
 
 
-class Layer(torch.nn.Module):
-    """The first layer's weighted edges, in the form that explainers call."""
-
-    def __init__(self, model: PGNN) -> None:
-        super().__init__()
-        self.conv = model.blocks[0].attention
-
-    def forward(self, x: Tensor, edge_index: Tensor, node_class: Tensor) -> Tensor:
-        """Return one number per graph."""
-        return self.conv(x, edge_index, node_class=node_class).mean().view(1, 1)
-
-
 model = load_attention_model(args.model).model if args.model else train()
 name = args.class_name or classes[0]
-members = (tags[:, classes.index(name)] > 0).nonzero().flatten()[: args.photos].tolist()
-images = torch.stack([torch.as_tensor(photos[i]["image"]) for i in members])
+photo = int((tags[:, classes.index(name)] > 0).nonzero()[0])
+height, width = photos.photo_size(photo)
+position = tuple(args.position or (width / 2, height / 2))
+maps = MapConfig(size=args.size, output_stride=8)
+found = explain_position(model, photos, photo, position, name, args.partners, maps)
 
+members = [photos.image_ids.index(image_id) for image_id in found.image_ids]
+square = photos.subset(members).with_transform(SquareTransform(args.size))
+images = torch.stack([torch.as_tensor(square[i]["image"]) for i in range(len(square))])
+model.backbone.set_output_stride(8)
 with torch.no_grad():
-    scores = model(images).scores[0, classes.index(name)]  # [h, w]
     batch = model.builder(model.backbone(images))
-    _, (edge_index, alpha) = model.blocks[0](
-        batch.x,
-        batch=batch.batch,
-        node_class=batch.node_class,
-        return_attention_weights=True,
+    _, (edge_index, alpha) = model.blocks[0].attention(
+        batch.x, batch=batch.batch, node_class=batch.node_class, return_attention_weights=True
     )
-explainer = Explainer(
-    Layer(model),
-    AttentionExplainer(reduce="mean"),
-    explanation_type="model",
-    edge_mask_type="object",
-    model_config={"mode": "regression", "task_level": "graph", "return_type": "raw"},
-)
-edges = complete_edge_index(batch.ptr)
-explanation = explainer(batch.x, edges, node_class=batch.node_class)
-gap = (explanation.edge_mask - alpha.mean(dim=1)).abs().max()
-print(f"{batch.num_nodes} patches, {edges.size(1)} edges; explainer and layer differ by {gap:.0e}")
+weights = alpha[edge_index[1] == found.node].mean(dim=1)
+gap = (weights - found.weight.flatten()).abs().max()
+print(f"{batch.num_nodes} patches, {edge_index.size(1)} edges")
+print(f"explainer and layer differ by {gap:.0e}")
 
-# Boxes of patches in pixels of the square photos, and the strongest patch of the first photo.
-scale = args.size / torch.tensor([*scores.shape]).flip(0).repeat(2)
-boxes = batch.pos * scale
-patches = (batch.image_batch == 0).nonzero().flatten().tolist()
-strength = [scores[y1:y2, x1:x2].mean() for x1, y1, x2, y2 in batch.pos[patches].long().tolist()]
-target = args.patch if args.patch is not None else int(torch.stack(strength).argmax())
-weights = torch.zeros(batch.num_nodes)
-incoming = edge_index[1] == target
-weights[edge_index[0, incoming]] = alpha[incoming].mean(dim=1)
-others = weights * (batch.image_batch != 0)
-strongest = others.topk(min(args.lines, int((others > 0).sum()))).indices.tolist()
-
-figure = Figure(figsize=(3 * len(images), 3.3), layout="constrained")
-axes = figure.subplots(1, len(images), squeeze=False)[0]
-for i, (axis, image) in enumerate(zip(axes, images, strict=True)):
-    axis.imshow(image.permute(1, 2, 0).clamp(0, 1))
-    axis.set_axis_off()
-    mine = (batch.image_batch == i).nonzero().flatten().tolist()
-    axis.set_title(f"photo {members[i]}: {weights[mine].sum():.0%}")
-    for node in mine:
-        x1, y1, x2, y2 = boxes[node].tolist()
-        shade = 0.8 * (1 - float(weights[node] / weights.max()) ** 0.5)
-        axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, color="black", alpha=shade, lw=0))
-    if i == 0:
-        x1, y1, x2, y2 = boxes[target].tolist()
-        axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, ec="red", lw=2))
-for node in strongest:
-    (x1, y1, x2, y2), (u1, v1, u2, v2) = boxes[target].tolist(), boxes[node].tolist()
-    line = ConnectionPatch(
-        ((x1 + x2) / 2, (y1 + y2) / 2),
-        ((u1 + u2) / 2, (v1 + v2) / 2),
-        "data",
-        "data",
-        axesA=axes[0],
-        axesB=axes[int(batch.image_batch[node])],
-        color="red",
-        lw=0.5 + 3 * float(weights[node] / weights.max()),
-        alpha=0.7,
-    )
-    figure.add_artist(line)
-    photo = members[int(batch.image_batch[node])]
-    print(f"patch {target} <- patch {node} of photo {photo}: {others[node]:.4f}")
-figure.suptitle(f"{name}: where the red patch looks")
+grid = found.weight.size(-1)
+edges, values = found.strongest(args.lines)
+for source, value in zip(edges[0].tolist(), values.tolist(), strict=True):
+    image, patch = divmod(source, grid * grid)
+    print(f"patch {found.node} <- patch {patch} of {found.image_ids[image]}: {value:.4f}")
 args.out.parent.mkdir(parents=True, exist_ok=True)
-figure.savefig(args.out, dpi=150)
+found.figure(args.lines).savefig(args.out, dpi=150)
 print(f"{args.out} drawn")

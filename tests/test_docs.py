@@ -95,3 +95,12 @@ def test_public_names_are_documented(package: str) -> None:
     text = (ROOT / "docs" / "api" / f"{PAGE_OF.get(package, package.split('.')[0])}.md").read_text()
     missing = [name for name in names if not re.search(rf"\.{name}$", text, re.MULTILINE)]
     assert not missing
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted(ROOT.glob("*.md")), *PAGES, *sorted(ROOT.glob("benchmarks/*.md"))], ids=name_of
+)
+def test_links_to_files_lead_to_one(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:|#|mailto:)([^)\s#]+)", page.read_text())
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing

@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
 
 try:
     from pgnn_geo.app import pipeline, stage2
-    from pgnn_geo.app.cli_export import export_dataset, export_photos
+    from pgnn_geo.app.cli_export import export, export_dataset, export_photos
     from pgnn_geo.app.cli_measure import doctor, evaluate, exit_with, report
     from pgnn_geo.app.cli_parser import run_command
     from pgnn_geo.app.config import (
@@ -55,7 +55,7 @@ try:
     from pgnn_geo.io.run_folder import claim_folder, console, notes_as_lines, progress
     from pgnn_geo.labels.frozen import EvidenceConfig, StepName
     from pgnn_geo.labels.maps import MapConfig
-    from pgnn_geo.precision import Precision, default_device
+    from pgnn_geo.precision import Precision
     from pgnn_geo.training.attention import AttentionTrainingConfig
     from pgnn_geo.training.preflight import find_problems, raise_problems
     from pgnn_geo.training.segmentation import RecipeName
@@ -122,7 +122,8 @@ def run(
         root: Folder of the data set.
         out: Folder of the run.
         recipe: Where the values of all other options come from that are not given: "best", what
-            measures best; "paper", the paper as it stands; "cam", the baseline; or a YAML file.
+            measures best on a few classes; "many", the same for ten classes or more; "paper", the
+            paper as it stands; "cam", the baseline; or a YAML file.
         cache: Folder where features are kept for other runs; without it they are not kept.
         flow: "frozen": fit evidence to a pretrained backbone's features; "trained": train a net.
         model: "pgnn", or "cam" for the baseline alone.
@@ -314,7 +315,8 @@ def predict(
 
     Args:
         photos: JPEG or PNG files and folders of them; ID is the path below the folder they share.
-        checkpoint: Folder of a segmenter that "segment" wrote, or its id on the Hub.
+        checkpoint: Folder of a segmenter that "segment" wrote, its id on the Hub, or the ONNX file
+            that "export" made of it.
         out: Folder of the results.
         scales: Multiples of the size at which the segmenter sees photos; they are averaged.
         flip: Average with the mirrored photo.
@@ -333,12 +335,7 @@ def predict(
     exports = check_exports(export)
     config = PredictConfig(tuple(scales), flip, max_side, refine, precision)
     ranks = join()
-    segmenter = Segmenter.from_pretrained(checkpoint)
-    device = str(default_device()) if device == "auto" else device
-    try:
-        segmenter.network.to(device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise InputError(f"--device {device} cannot be used: {error}") from error
+    segmenter = Segmenter.from_pretrained(checkpoint).to(device)
     if submission and ranks.is_first:  # with other classes it fails here
         write_voc_submission(out, (), segmenter.classes)
     options = config, overlays, probabilities, tags, progress, max_pixels, ranks
@@ -362,11 +359,13 @@ def main(args: list[str] | None = None) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):  # which set INFO when imported
         logging.getLogger(name).setLevel(logging.WARNING)
     with errors_as_lines(), notes_as_lines():
-        commands: list[Any] = [demo, run, train, label, segment, predict, evaluate, report, doctor]
+        commands: list[Any] = [demo, run, train, label, segment, predict, export]
         given = sys.argv[1:] if args is None else args
         check_alone(given[0] if given else "")
         recipes = {"run": recipe_file(given)} if given[:1] == ["run"] else {}
-        run_command("pgnn-geo", [*commands, detect, adjuster], recipes, args)
+        run_command(
+            "pgnn-geo", [*commands, evaluate, report, doctor, detect, adjuster], recipes, args
+        )
 
 
 if __name__ == "__main__":

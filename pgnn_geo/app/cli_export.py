@@ -1,11 +1,23 @@
-"""What the commands that leave label images share: exports of these for other tools."""
+"""Label images and segmenters for other tools."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.exports import Export, write_exports
 from pgnn_geo.io.run_folder import console
+
+
+def export(checkpoint: str, out: str = "segmenter.onnx") -> None:
+    """Write a segmenter as an ONNX file, for "predict" and for programs without PyTorch.
+
+    Args:
+        checkpoint: Folder of a segmenter that "segment" wrote, or its id on the Hub.
+        out: The file.
+    """
+    path = Segmenter.from_pretrained(checkpoint).export_onnx(out)
+    console.print(f"onnx: {path}", soft_wrap=True)
 
 
 def export_photos(

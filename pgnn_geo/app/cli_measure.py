@@ -43,14 +43,14 @@ def evaluate(
         write_json(out, scores)
 
 
-def report(runs: list[str], out: str = "report.md") -> None:
-    """Write one page on finished runs: figures side by side, what differs, pictures.
+def report(runs: list[str], out: str = "report.html") -> None:
+    """Write one page on finished runs: figures side by side, what differs, every photo.
 
     Args:
         runs: Folders that "run", "demo" or "segment" filled; the first is the one to compare with.
-        out: The Markdown file.
+        out: The page; its pictures go into a folder of its name beside it.
     """
-    path = write_report([read_run(folder) for folder in runs], Path(out))
+    path = write_report([read_run(folder) for folder in runs], Path(out), progress)
     console.print(f"report: {path}")
 
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pgnn_geo.app.config import LabelConfig
@@ -20,24 +21,36 @@ from pgnn_geo.app.config_changes import (
     label_config_of,
     label_defaults,
 )
+from pgnn_geo.app.explained import (
+    choose_sample,
+    explain_attention,
+    explain_propagation,
+    write_explained,
+)
 from pgnn_geo.boxes.patches import read_boxes
 from pgnn_geo.boxes.photo_boxes import PhotoBoxes
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.errors import InputError
+from pgnn_geo.features import FeatureBank
 from pgnn_geo.io.checkpoint import load_attention_model
 from pgnn_geo.io.files import first_difference, mark_results, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.io.masks import save_mask
+from pgnn_geo.io.masks import save_maps, save_mask
 from pgnn_geo.io.run_folder import progress, timed
 from pgnn_geo.io.tensor_folder import CONFIG
-from pgnn_geo.labels.frozen import StepName
+from pgnn_geo.labels.frozen import EvidenceModel, StepName
 from pgnn_geo.labels.labeller import Labeller
 from pgnn_geo.labels.maps import attention_maps
+from pgnn_geo.labels.propagation import Propagated
+from pgnn_geo.labels.review import Reviewed, label_confidence, write_review
 from pgnn_geo.labels.seeds import refined_labels
 from pgnn_geo.nn import PGNN
 from pgnn_geo.precision import default_device
 from pgnn_geo.ranks import ALONE, Ranks
+
+#: What lies beside label images for a report: the maps, and the edges of a sample of photos.
+MAPS, EXPLAINED = "maps.npy", "explained.json"
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,7 @@ class _Source:
     ledger: SupervisionLedger
     labels: LabelConfig
     record: dict[str, Any]  #: what labels.json says of it
-    maps: Callable[[], list[Tensor]]
+    maps: Callable[[], tuple[list[Tensor], list[dict[str, Any]]]]  #: and what explains them
 
 
 def label(
@@ -64,7 +77,11 @@ def label(
 ) -> Path:
     """Write the pseudo-labels of a model as :obj:`out/ID.png`, unless all are there.
 
-    :obj:`out/labels.json`, written last, says what they were made from.
+    :obj:`out/maps.npy` are the attention maps, see :func:`~pgnn_geo.io.masks.save_maps`,
+    :obj:`out/review.csv` says which labels to look at first, see
+    :func:`~pgnn_geo.labels.review.label_confidence`, :obj:`out/explained.json` has the edges of a
+    sample of photos for the report, and :obj:`out/labels.json`, written last, says what they were
+    made from.
 
     Args:
         checkpoint (Path): The file of a trained model, or the folder of a model of evidence.
@@ -114,11 +131,16 @@ def label(
     if ranks.first(lambda: _is_done(out, record)):
         return out
     with timed(f"label {out}"):
+        attention, explained = source.maps()
         photos = ranks.share(range(len(dataset)))
-        masks = label_images(dataset, source.maps(), source.labels, photos, ranks.local_size)
-        _write(out, [dataset.image_ids[i] for i in photos], masks)
-        ranks.wait()
+        masks = label_images(dataset, attention, source.labels, photos, ranks.local_size)
+        parts = ranks.gather(_write(out, dataset, photos, masks))
         if ranks.is_first:
+            areas = [area for part in parts for area in part]
+            write_review(out / "review.csv", _reviewed(dataset, attention, areas, source.labels))
+            save_maps(out / MAPS, attention)
+            if explained:
+                write_explained(out / EXPLAINED, explained)
             write_json(out / "labels.json", record)
     ranks.wait()
     shutil.rmtree(own, ignore_errors=True)
@@ -142,10 +164,18 @@ def _is_done(out: Path, record: dict[str, Any]) -> bool:
     return False
 
 
-def _write(out: Path, image_ids: Sequence[str], masks: Iterable[Tensor]) -> None:
-    """Write the label images; a name that is too long stops no other."""
-    too_long = []
-    for image_id, mask in zip(image_ids, masks, strict=True):
+def _write(
+    out: Path, dataset: TaggedDataset, photos: Sequence[int], masks: Iterable[Tensor]
+) -> list[Tensor]:
+    """Write the label images of photos and return the share of each label in each.
+
+    A name that is too long stops no other.
+    """
+    too_long, areas = [], []
+    for index, mask in zip(photos, masks, strict=True):
+        image_id = dataset.image_ids[index]
+        count = mask.flatten().bincount(minlength=len(dataset.classes) + 1)
+        areas.append(count / mask.numel())
         try:
             save_mask(out / f"{image_id}.png", mask)
         except OSError as error:
@@ -157,6 +187,18 @@ def _write(out: Path, image_ids: Sequence[str], masks: Iterable[Tensor]) -> None
             f"All label images but those of names that are too long for {out} are written; "
             f"rename these photos: {first_of(too_long)}"
         )
+    return areas
+
+
+def _reviewed(
+    dataset: TaggedDataset, attention: list[Tensor], areas: list[Tensor], config: LabelConfig
+) -> Iterator[Reviewed]:
+    """Yield how sure the label of every photo and tagged class is."""
+    assert dataset.tags is not None  # maps are of tags
+    for i, image_id in enumerate(dataset.image_ids):
+        sure = label_confidence(attention[i], config.background, config.power)
+        for k, confidence in zip(dataset.tags[i].nonzero()[:, 0], sure.tolist(), strict=True):
+            yield Reviewed(image_id, dataset.classes[k], confidence, float(areas[i][k + 1]))
 
 
 def _evidence(
@@ -179,10 +221,12 @@ def _evidence(
         raise InputError("Labelling needs image tags; this split has none.")
     tags, device = dataset.tags, default_device()
 
-    def make() -> list[Tensor]:
-        bank = labeller.to(device).bank(dataset, cache, progress, ranks)
-        rows = labeller.model.maps(bank, tags, step, device, ranks).maps
-        return list(rows.split(tags.bool().sum(dim=1).tolist()))
+    def make() -> tuple[list[Tensor], list[dict[str, Any]]]:
+        bank, model = labeller.to(device).bank(dataset, cache, progress, ranks), labeller.model
+        rows = model.maps(bank, tags, step, device, ranks).maps
+        wanted = step == "classifier" and ranks.is_first
+        explained = _explained(model, bank, dataset, tags) if wanted else []
+        return list(rows.split(tags.bool().sum(dim=1).tolist())), explained
 
     return _Source(
         labeller.classes,
@@ -191,6 +235,20 @@ def _evidence(
         {"model": _digest(checkpoint / CONFIG), "step": step},
         make,
     )
+
+
+def _explained(
+    model: EvidenceModel, bank: FeatureBank, dataset: TaggedDataset, tags: Tensor
+) -> list[dict[str, Any]]:
+    """What explains a sample of photos; one group at a time is in memory."""
+    sample, entries, device = choose_sample(tags), list[dict[str, Any]](), default_device()
+    for group, label in zip(sample.groups, sample.labels, strict=True):
+        members = [sample.photos[i] for i in group]
+        photos = torch.tensor(members)
+        source = model.before_propagation(bank[photos], tags[photos], device)
+        places, chosen = [range(len(members))], dataset.subset(members)
+        entries += explain_propagation(source, places, [label], chosen, model.prototypes)
+    return entries
 
 
 def _network(
@@ -214,9 +272,23 @@ def _network(
     if boxes is not None:
         record["boxes"] = _digest(boxes)
 
-    def make() -> list[Tensor]:
+    def make() -> tuple[list[Tensor], list[dict[str, Any]]]:
         model.to(default_device())
-        return attention_maps(model, dataset, map_config, cache, scratch, progress, patches)
+        explained: list[dict[str, Any]] = []
+        sample = choose_sample(dataset.tags if dataset.tags is not None else torch.zeros(0, 1))
+
+        def observe(seen: Propagated) -> None:
+            if not explained:  # the first scale
+                groups = [[sample.photos[i] for i in group] for group in sample.groups]
+                explained.extend(explain_propagation(seen, groups, sample.labels, dataset))
+
+        maps = attention_maps(
+            model, dataset, map_config, cache, scratch, progress, patches, observe
+        )
+        if len(model.blocks) and model.builder.grid is not None:
+            chosen = dataset.subset(sample.photos)
+            explained += explain_attention(model, chosen, sample, map_config)
+        return maps, explained
 
     return _Source(classes, ledger, label_config, record, make)
 

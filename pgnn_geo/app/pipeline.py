@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pgnn_geo.app import stage2
 from pgnn_geo.app.config import ModelName, RunConfig, SegmentConfig
 from pgnn_geo.app.evaluation import evaluate
 from pgnn_geo.app.labelling import label
+from pgnn_geo.app.report import read_run, write_report
 from pgnn_geo.boxes.patches import describe_boxes, make_boxes, patch_problems
 from pgnn_geo.boxes.photo_boxes import PhotoBoxes
 from pgnn_geo.datasets import TaggedDataset
@@ -19,7 +21,7 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.io.checkpoint import save_attention_model
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
+from pgnn_geo.io.run_folder import claim_folder, console, progress, recording, timed
 from pgnn_geo.labels.frozen import StepName
 from pgnn_geo.labels.labeller import BackboneSource, Labeller
 from pgnn_geo.precision import default_device
@@ -39,7 +41,8 @@ def run(
 
     Leaves :obj:`MODEL/labels/ID.png`, MODEL being :obj:`pgnn` or :obj:`cam`, and the model that
     made them: the folder :obj:`pgnn/model` of the frozen flow, :obj:`MODEL/model.pt` of the trained
-    one. Also :obj:`overlays/*.png` and :obj:`metrics.json`, and in :obj:`segmentation` what
+    one. Also :obj:`overlays/*.png`, :obj:`metrics.json`, :obj:`cost.json` (what each stage cost),
+    :obj:`report.html`, which shows all of it, and in :obj:`segmentation` what
     :func:`~pgnn_geo.app.stage2.segment` leaves. If the patches are boxes, also :obj:`boxes.json`,
     see :func:`~pgnn_geo.boxes.patches.make_boxes`.
 
@@ -66,6 +69,31 @@ def run(
     segment = config.segment_on(out / config.model / "labels")
     if metrics := ranks.first(lambda: _started(config, segment, out)):
         return metrics
+    with recording(out / "cost.json") if ranks.is_first else nullcontext():
+        metrics = _stages(config, out, segment, cache, ranks)
+    if not ranks.is_first:
+        return metrics
+    write_json(out / "metrics.json", metrics)
+    _show_segmentation(metrics)
+    _report(out)
+    console.print(
+        f"masks {out}/{config.model}/labels, figures {out}/metrics.json, report {out}/report.html"
+    )
+    if segment is not None:
+        console.print(f"segmenter {out}/segmentation/segmenter")
+    return metrics
+
+
+def _report(out: Path) -> None:
+    """Write the report of a finished run, unless it is there."""
+    if not (out / "report.html").is_file():
+        write_report([read_run(out)], out / "report.html", progress)
+
+
+def _stages(
+    config: RunConfig, out: Path, segment: SegmentConfig | None, cache: Path | None, ranks: Ranks
+) -> dict[str, Any]:
+    """Do both stages and return the content of :obj:`metrics.json`."""
     dataset = config.data.build()
     features, boxes = cache or out / "features", None
     if config.flow == "frozen":
@@ -81,13 +109,6 @@ def run(
     if segment is not None:
         result = stage2.train_and_measure(segment, out / "segmentation")
         metrics |= _segmentation(metrics, config.model, result)
-    write_json(out / "metrics.json", metrics)
-    _show_segmentation(metrics)
-    console.print(
-        f"masks {out}/{config.model}/labels, pictures {out}/overlays, figures {out}/metrics.json"
-    )
-    if segment is not None:
-        console.print(f"segmenter {out}/segmentation/segmenter")
     return metrics
 
 
@@ -100,6 +121,7 @@ def _started(config: RunConfig, segment: SegmentConfig | None, out: Path) -> dic
         console.print(f"{out} is done; choose another --out to start anew.")
         _show_pseudo_labels(metrics)
         _show_segmentation(metrics)
+        _report(out)
         return metrics
     with timed("check"):
         raise_problems(_problems(config, segment))

@@ -18,7 +18,7 @@ from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.files import mark_results, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_mask
-from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
+from pgnn_geo.io.run_folder import claim_folder, console, progress, recording, timed
 from pgnn_geo.precision import Precision, autocast, default_device
 from pgnn_geo.training.job import ledger_of
 from pgnn_geo.training.mutual import MutualComplement
@@ -51,7 +51,8 @@ def segment(config: SegmentConfig, out: Path) -> dict[str, Any]:
             once), or if :obj:`out` holds a training of another configuration.
     """
     done = (out / "metrics.json").is_file()
-    metrics = train_and_measure(config, out)
+    with recording(out / "cost.json"):
+        metrics = train_and_measure(config, out)
     if done:
         console.print(f"{out} is done; choose another --out to start anew.")
     show_metrics(metrics)
@@ -195,7 +196,7 @@ def _predict(
     """Write the predicted labels of every photo, at its own size, as :obj:`folder/ID.png`."""
     segmenter.network.to(default_device())
     mark_results(folder)
-    with autocast(precision, segmenter.network.backbone.device):  # its converted weights are kept
+    with autocast(precision, segmenter.network.device):  # its converted weights are kept
         for index in progress(range(len(photos)), "predict", len(photos)):
             item = photos[index]
             image = item["image"].as_subclass(Tensor)

@@ -10,12 +10,20 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from pgnn_geo.datasets.listing import first_of
-from pgnn_geo.datasets.photo_file import as_rgb, load_photo, opened, orientation, turned_size
+from pgnn_geo.datasets.photo_file import (
+    as_rgb,
+    load_photo,
+    load_thumbnail,
+    opened,
+    orientation,
+    turned_size,
+)
 from pgnn_geo.datasets.tags import check_classes
 from pgnn_geo.errors import InputError, note
 from pgnn_geo.io.masks import IGNORE, load_mask
@@ -115,6 +123,14 @@ class TaggedDataset(Dataset[Item]):
         """
         with opened(self._images[index], self._max_pixels) as image:
             return turned_size(image.size, orientation(image) if self._upright else 1)
+
+    def thumbnail(self, index: int, side: int) -> Image:
+        """The photo no larger than a square of :obj:`side` pixels, as a Pillow image.
+
+        Raises:
+            InputError: If its file is missing or cannot be decoded.
+        """
+        return load_thumbnail(self._images[index], side, self._upright, self._max_pixels)
 
     def __getitem__(self, index: int) -> Item:
         photo = load_photo(self._images[index], self._upright, self._max_pixels)

@@ -109,6 +109,31 @@ def load_photo(
         return F.pil_to_tensor(pixels if turn is None else pixels.transpose(turn))
 
 
+def load_thumbnail(
+    path: str | os.PathLike[str],
+    side: int,
+    upright: bool = True,
+    max_pixels: int | None = None,
+) -> Image.Image:
+    """Read a photo no larger than a square; a large JPEG is not decoded at its full size.
+
+    Args:
+        path (str or PathLike): The file.
+        side (int): Longer side in pixels; a smaller photo stays as it is.
+        upright, max_pixels: See :func:`load_photo`.
+
+    Raises:
+        InputError: If the file is missing, is too large or cannot be decoded.
+    """
+    with opened(path, max_pixels) as image:
+        image.draft(None, (side, side))
+        pixels = as_rgb(image)
+        turn = _TURN.get(orientation(image)) if upright else None
+        pixels = pixels if turn is None else pixels.transpose(turn)
+        pixels.thumbnail((side, side), Image.Resampling.BILINEAR)
+        return pixels.copy()
+
+
 def turned_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     """Height and width of a photo of this width and height, turned upright."""
     width, height = size

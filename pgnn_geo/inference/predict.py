@@ -115,6 +115,7 @@ def predict_folder(
             :obj:`Predicted.problems`.
     """
     config, out = config or PredictConfig(), Path(out)
+    segmenter.check_precision(config.precision)
     root, found = find_photos(photos, [out / name for name in (MASKS, OVERLAYS, PROBABILITIES)])
     hot = None if tags is None else read_photo_tags(tags, root, found, segmenter.classes)
     ranks.first(lambda: _claim(out, segmenter, root, config, tags))
@@ -177,7 +178,7 @@ class _Steps:
     ) -> None:
         self.max_pixels = max_pixels
         self.segmenter, self.config = segmenter, config
-        self.device = segmenter.network.backbone.device
+        self.device = segmenter.network.device
         self.refine = build_refinement(config.refine)
         self.masks = out / MASKS
         self.overlays = out / OVERLAYS if overlays else None

@@ -17,10 +17,10 @@ from pgnn_geo.io.model_folder import (
     read_model_folder,
     write_model_folder,
 )
-from pgnn_geo.nn.deeplab import DeepLabV2
-from pgnn_geo.nn.photo_views import MAX_SIDE, photo_views
+from pgnn_geo.io.onnx_file import SUFFIX, OnnxNetwork, read_onnx, write_onnx
+from pgnn_geo.nn.photo_views import MAX_SIDE, PhotoNetwork, photo_views
 from pgnn_geo.nn.view_average import ViewAverage
-from pgnn_geo.precision import Precision
+from pgnn_geo.precision import Precision, default_device
 
 
 class Segmenter:
@@ -33,7 +33,7 @@ class Segmenter:
     horse shows no horse.
 
     Args:
-        network (DeepLabV2): The network, trained.
+        network (PhotoNetwork): The network, trained.
         classes (sequence of str): Names of its :math:`K` classes.
         ledger (SupervisionLedger): What it was trained from.
         metrics (dict, optional): JSON-ready scores for the model card, such as
@@ -54,7 +54,7 @@ class Segmenter:
 
     def __init__(
         self,
-        network: DeepLabV2,
+        network: PhotoNetwork,
         classes: Sequence[str],
         ledger: SupervisionLedger,
         metrics: dict[str, Any] | None = None,
@@ -74,7 +74,29 @@ class Segmenter:
         self.side = side
 
     def __repr__(self) -> str:
-        return f"{self.__class__.__name__}({self.network.config['backbone']}, {self.classes})"
+        name = self.network.config.get("backbone", "onnx")
+        return f"{self.__class__.__name__}({name}, {self.classes})"
+
+    def to(self, device: str) -> "Segmenter":
+        """Move the network to a device; :obj:`"auto"` is a GPU if there is one that it runs on.
+
+        Raises:
+            InputError: If the network cannot run there.
+        """
+        if isinstance(self.network, OnnxNetwork):
+            if device not in ("auto", "cpu"):
+                raise InputError(f"device '{device}': an ONNX file runs on the CPU here")
+            return self
+        try:
+            self.network.to(default_device() if device == "auto" else device)
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            raise InputError(f"device '{device}' cannot be used: {error}") from error
+        return self
+
+    def check_precision(self, precision: Precision) -> None:
+        """Raise an :class:`InputError` if the network cannot run in a precision."""
+        if isinstance(self.network, OnnxNetwork) and precision not in ("auto", "32-true"):
+            raise InputError(f"precision '{precision}': an ONNX file runs in 32-true")
 
     def views(
         self,
@@ -93,6 +115,7 @@ class Segmenter:
             side (int, optional): Length of the longer side at scale 1, the photo's own if not
                 given: :attr:`side` is not looked at. (default: :obj:`None`)
         """
+        self.check_precision(precision)
         return photo_views(self.network, image, scales, flip, precision, max_side, tags, side)
 
     def predict(
@@ -158,6 +181,19 @@ class Segmenter:
         write_model_folder(Path(folder), content)
         return Path(folder)
 
+    def export_onnx(self, path: str | os.PathLike[str]) -> Path:
+        """Write the network as one ONNX file (extra :obj:`onnx`), see :func:`write_onnx`.
+
+        Args:
+            path (str or PathLike): The file, which ends in ``.onnx``.
+
+        Raises:
+            InputError: If it cannot be written, or packages are missing.
+        """
+        content = ModelFolder(self.network, self.classes, self.ledger, self.metrics, self.side)
+        write_onnx(Path(path), content)
+        return Path(path)
+
     @classmethod
     def from_pretrained(
         cls, path: str | os.PathLike[str], revision: str | None = None
@@ -165,13 +201,16 @@ class Segmenter:
         """Read a segmenter, ready to predict; nothing is unpickled and no code is run.
 
         Args:
-            path (str or PathLike): A folder of :meth:`save_pretrained`, or the id
-                :obj:`"owner/name"` of a repository on the Hugging Face Hub (extra :obj:`hub`).
+            path (str or PathLike): A folder of :meth:`save_pretrained`, a file of
+                :meth:`export_onnx`, or the id :obj:`"owner/name"` of a repository on the Hugging
+                Face Hub (extra :obj:`hub`).
             revision (str, optional): Branch, tag or commit on the Hub. (default: :obj:`None`)
 
         Raises:
             InputError: If it is not there, is damaged, or is not a segmenter of this package.
         """
+        if os.fspath(path).endswith(SUFFIX):
+            return cls(*read_onnx(path))
         return cls(*read_model_folder(find_model_folder(os.fspath(path), revision)))
 
     def push_to_hub(

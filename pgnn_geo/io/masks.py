@@ -1,6 +1,7 @@
 """Label images on disk: PNG files with the PASCAL VOC palette, 255 meaning ignore."""
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -91,3 +92,16 @@ def load_mask(path: str | os.PathLike[str]) -> Tensor:
         raise InputError(f"mask '{path}' does not exist") from error
     except Exception as error:  # Pillow lets struct, zlib and other errors of its own through
         raise InputError(f"mask '{path}' cannot be read as PNG: {error}") from error
+
+
+def save_maps(path: str | os.PathLike[str], maps: Sequence[Tensor]) -> None:
+    """Write attention maps in :math:`[0, 1]` as bytes, atomically: :obj:`numpy.load` reads them.
+
+    Args:
+        path (str or PathLike): The ``.npy`` file.
+        maps (sequence of Tensor): Maps :math:`(k, h, w)` of the tagged classes of every photo, of
+            one size; in the file they stand one after the other, :math:`(R, h, w)`.
+    """
+    values = [(part.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu() for part in maps]
+    with atomic_write(path) as handle:
+        np.save(handle, torch.cat(values).numpy(), allow_pickle=False)

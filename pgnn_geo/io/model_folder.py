@@ -13,6 +13,7 @@ from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.model_card import model_card
 from pgnn_geo.io.tensor_folder import check_tensors, import_safetensors, sha256_of
 from pgnn_geo.nn.deeplab import DeepLabV2
+from pgnn_geo.nn.photo_views import PhotoNetwork
 
 _FORMAT = "pgnn_geo segmenter 1"
 _WEIGHTS, _CONFIG, _CARD = "model.safetensors", "config.json", "README.md"
@@ -21,9 +22,9 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class ModelFolder(NamedTuple):
-    """What a folder holds."""
+    """What a folder or an ONNX file holds."""
 
-    network: DeepLabV2  #: in evaluation mode
+    network: PhotoNetwork  #: in evaluation mode
     classes: tuple[str, ...]  #: names of its K classes
     ledger: SupervisionLedger  #: what it was trained from
     metrics: dict[str, Any] | None  #: scores, if any
@@ -39,6 +40,8 @@ def write_model_folder(folder: Path, content: ModelFolder) -> None:
     """
     safetensors = import_safetensors()
     network, classes, ledger, metrics, side = content
+    if not isinstance(network, DeepLabV2):
+        raise InputError("this segmenter was read from an ONNX file; copy that")
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     try:
         if folder.exists() and {path.name for path in folder.iterdir()} - {*_FILES}:

@@ -1,10 +1,13 @@
 """What the commands that fill an output folder share: the claim on it, and what they print."""
 
 import json
+import os
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,9 @@ console = Console(markup=False, emoji=False)  # names of files and classes are n
 
 #: Seconds between two lines of progress where there is no terminal.
 LINE_EVERY = 30.0
+
+
+_record: ContextVar[Path | None] = ContextVar("cost", default=None)
 
 
 def claim_folder(out: Path, config: "DataclassInstance") -> None:
@@ -87,8 +93,51 @@ def notes_as_lines() -> Iterator[None]:
 
 
 @contextmanager
+def recording(path: Path) -> Iterator[None]:
+    """Write what the stages cost that are :func:`timed` meanwhile; a resumed run goes on.
+
+    Args:
+        path (Path): A JSON file, a list with one entry for each stage: :obj:`stage`,
+            :obj:`seconds` on the clock, :obj:`processor_seconds` of all its processes that ended,
+            :obj:`peak_memory`, the most that the process has held since it began, in bytes, and
+            :obj:`disk`, bytes in the file's folder at the stage's end.
+    """
+    token = _record.set(path)
+    try:
+        yield
+    finally:
+        _record.reset(token)
+
+
+@contextmanager
 def timed(title: str) -> Iterator[None]:
-    """Print how long something took."""
-    start = time.perf_counter()
+    """Print how long something took; write what it cost, if a file is :func:`recording`."""
+    start, processor = time.perf_counter(), _processor_seconds()
     yield
-    console.print(f"{title}: {time.perf_counter() - start:.0f} s", highlight=False)
+    seconds = time.perf_counter() - start
+    console.print(f"{title}: {seconds:.0f} s", highlight=False)
+    if (path := _record.get()) is None:
+        return
+    entry = {
+        "stage": title.replace(f"{path.parent}{os.sep}", ""),
+        "seconds": round(seconds, 2),
+        "processor_seconds": round(_processor_seconds() - processor, 2),
+        "peak_memory": _peak_memory(),
+        "disk": sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file()),
+    }
+    stages = json.loads(path.read_text()) if path.is_file() else []
+    write_json(path, [*stages, entry])
+
+
+def _processor_seconds() -> float:
+    return sum(os.times()[:4])
+
+
+def _peak_memory() -> int | None:
+    """Bytes; :obj:`None` where the system does not say."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

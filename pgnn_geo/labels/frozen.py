@@ -4,6 +4,8 @@ r"""From frozen features and tags to attention maps: evidence, propagation, posi
     \text{tags} \xrightarrow{\text{logistic regression}} A^{(1)} \xrightarrow{\text{prototypes}}
     A^{(2)} \xrightarrow{\text{classifier of positions}} A^{(3)} \xrightarrow{\text{within}} A
 
+With :obj:`objectness` each learns from the maps before where the other classes see objects.
+
 Everything that is fitted is convex or starts at zero, over all data in every step: the same
 photos and tags give the same maps.
 """
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.labels.evidence import fit_tag_evidence
+from pgnn_geo.labels.objectness import fit_objectness, on_objects
 from pgnn_geo.labels.position_classifier import (
     Positions,
     confident_labels,
@@ -26,6 +29,7 @@ from pgnn_geo.labels.position_classifier import (
 from pgnn_geo.labels.propagation import (
     Features,
     PhotoGraphs,
+    Propagated,
     Step,
     complete,
     fit_prototypes,
@@ -61,7 +65,14 @@ class EvidenceConfig:
             from the maps of those before.
         classifier_rounds (int): Times that the classifier is trained: on the maps of the
             prototypes, then on those of the classifier before.
+        warm_start (bool): Whether a round begins with the weights of the one before.
+        objectness (bool): Whether prototypes and classifier learn only from positions that are
+            objects to the other classes, see :mod:`pgnn_geo.labels.objectness`.
+        confidence (float): What of a class's largest probability in a photo stays in the maps, see
+            :func:`~pgnn_geo.labels.propagation.complete`.
         grid (int, optional): Patches per side of a photo's graph; single positions by default.
+        fit_grid (int, optional): The most patches per side of the graphs that all this is fitted
+            on; those of :obj:`grid` if not given, on which maps are made.
 
     Raises:
         InputError: If a value is out of range, or there is no such kernel.
@@ -79,7 +90,11 @@ class EvidenceConfig:
     positions: int = 32768
     prototype_rounds: int = 2
     classifier_rounds: int = 3
+    warm_start: bool = False
+    objectness: bool = False
+    confidence: float = 0.0
     grid: int | None = None
+    fit_grid: int | None = None
     kernel: str = "cosine"
 
     def __post_init__(self) -> None:
@@ -88,9 +103,12 @@ class EvidenceConfig:
             "prototype_rounds": self.prototype_rounds,
             "classifier_rounds": self.classifier_rounds,
             "positions": self.positions,
+            "fit_grid": 1 if self.fit_grid is None else self.fit_grid,
         }
         if wrong := [f"{name}={value}" for name, value in counts.items() if value < 1]:
             raise InputError(f"{', '.join(wrong)}: want 1 or more")
+        if not 0 <= self.confidence <= 1:
+            raise InputError(f"confidence={self.confidence}: want 0 to 1")
 
 
 class EvidenceModel(nn.Module):
@@ -132,22 +150,51 @@ class EvidenceModel(nn.Module):
             device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
             ranks (Ranks): The processes that share the photos. (default: this one alone)
         """
+        confidence = self.config.confidence if step == "classifier" else 0.0
+        return self._complete(features, tags, step, device, self.config.grid, confidence, ranks)
+
+    def _complete(
+        self,
+        features: Features,
+        tags: Tensor,
+        step: StepName,
+        device: torch.device | str,
+        grid: int | None,
+        confidence: float = 0.0,
+        ranks: Ranks = ALONE,
+    ) -> TaggedMaps:
         start = TaggedMaps.empty(tags, features.shape[-1])
         named: dict[StepName, list[Step]] = {
             "evidence": [self._evidence_step],
             "prototypes": [from_prototypes(self.prototypes), within(self.propagation)],
-            "classifier": [self._classifier_step, within(self.propagation)],
+            "classifier": [self._classifier_step],
         }
-        return complete(features, start, named[step], self.config.grid, device, ranks)
+        return complete(features, start, named[step], grid, device, confidence, ranks)
+
+    def before_propagation(
+        self, features: Features, tags: Tensor, device: torch.device | str = "cpu"
+    ) -> Propagated:
+        """Return the last step of :meth:`maps`, in which evidence travels within each photo.
+
+        Args:
+            features, tags, device: See :meth:`maps`.
+        """
+        start = TaggedMaps.empty(tags, features.shape[-1])
+        start = complete(features, start, [self._probabilities], self.config.grid, device)
+        return Propagated(features, start, self.propagation, self.config.grid, device)
 
     def _evidence_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
         mean = self.propagation.mean
         assert mean is not None
         return ((graphs.x - mean) @ self.evidence.t()).relu()
 
-    def _classifier_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
+    def _probabilities(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
         unit = centered_unit(graphs.x, self.propagation.mean)
         return position_maps(self.classifier, unit, graphs.tags)
+
+    def _classifier_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
+        # One step: propagated probabilities are still on the scale of probabilities.
+        return within(self.propagation)(graphs, self._probabilities(graphs, values))
 
 
 @torch.no_grad()
@@ -184,30 +231,56 @@ def fit_evidence(
     penalty = config.evidence_penalty
     weight, _ = ranks.first(lambda: fit_tag_evidence(means - mean, tags, penalty))
     model.evidence.copy_(weight)
-    maps = model.maps(features, tags, "evidence", device, ranks)
+    grid = config.grid or features.shape[-1]
+    grid = min(grid, config.fit_grid or grid)
+    maps = model._complete(features, tags, "evidence", device, grid, ranks=ranks)
     for turn in range(config.prototype_rounds):
         if turn:
             step = from_prototypes(model.prototypes)
-            maps = complete(features, maps, [step], config.grid, device, ranks)
-        options = config.threshold, config.grid, device, ranks
-        fitted = fit_prototypes(features, maps, mean, *options)
+            maps = complete(features, maps, [step], grid, device, ranks=ranks)
+        maps = _on_objects(model, features, maps, grid, device, ranks)
+        fitted = fit_prototypes(features, maps, mean, config.threshold, grid, device, ranks)
         model.prototypes.load_state_dict(fitted.state_dict())
     for turn in range(config.classifier_rounds):
-        maps = model.maps(features, tags, "classifier" if turn else "prototypes", device, ranks)
-        positions = _positions(model, features, maps, device, ranks)
-        model.classifier.copy_(ranks.first(partial(_classifier, positions, config)))
+        step_name: StepName = "classifier" if turn else "prototypes"
+        maps = model._complete(features, tags, step_name, device, grid, ranks=ranks)
+        maps = _on_objects(model, features, maps, grid, device, ranks)
+        positions = _positions(model, features, maps, grid, device, ranks)
+        start = model.classifier if config.warm_start and turn else None
+        model.classifier.copy_(ranks.first(partial(_classifier, positions, config, start)))
     return model
 
 
-def _classifier(positions: Positions, config: EvidenceConfig) -> Tensor:
+def _classifier(positions: Positions, config: EvidenceConfig, start: Tensor | None) -> Tensor:
     settings = config.penalty, config.partial, config.balance, config.iterations
-    return fit_position_classifier(positions, *settings).cpu()
+    return fit_position_classifier(positions, *settings, start=start).cpu()
+
+
+def _on_objects(
+    model: EvidenceModel,
+    features: Features,
+    maps: TaggedMaps,
+    grid: int,
+    device: torch.device | str,
+    ranks: Ranks,
+) -> TaggedMaps:
+    """Return the maps where the other classes see objects, or as they are."""
+    config, layer = model.config, model.propagation
+    if not config.objectness:
+        return maps
+    mean = layer.mean
+    assert mean is not None
+    settings = config.foreground, config.background, config.balance, grid, device
+    weight = ranks.first(lambda: fit_objectness(features, maps, mean, *settings).cpu())
+    step = on_objects(weight.to(device), layer)
+    return complete(features, maps, [step], grid, device, ranks=ranks)
 
 
 def _positions(
     model: EvidenceModel,
     features: Features,
     maps: TaggedMaps,
+    grid: int,
     device: torch.device | str,
     ranks: Ranks,
 ) -> Positions:
@@ -219,7 +292,7 @@ def _positions(
     for graphs in (
         graphs
         for block in own_blocks(features, ranks)
-        for graphs in photo_graphs(features, maps.tags, config.grid, device, block)
+        for graphs in photo_graphs(features, maps.tags, grid, device, block)
     ):
         values = graphs.nodes(maps.dense(graphs.photos))
         label = confident_labels(values, graphs.tags, config.foreground, config.background)

@@ -26,7 +26,7 @@ from pgnn_geo.nn.backbones import Backbone, BackboneName, build_backbone
 from pgnn_geo.nn.backbones.weights import is_file
 from pgnn_geo.ranks import ALONE, Ranks
 
-_FORMAT = "pgnn_geo evidence model 1"
+_FORMAT = "pgnn_geo evidence model 2"
 _BACKBONE = "backbone."
 
 

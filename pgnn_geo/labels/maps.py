@@ -1,7 +1,7 @@
 r"""Attention maps of a whole data set: partner groups averaged, over scales and mirroring."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from pgnn_geo.features.stems import stem_bank, stem_batches
 from pgnn_geo.features.views import Progress, View, no_progress
 from pgnn_geo.features.whitening import WhitenedFeatures
 from pgnn_geo.graph.node_boxes import NodeBoxes
-from pgnn_geo.labels.propagation import PropagationName, propagate
+from pgnn_geo.labels.propagation import Propagated, PropagationName, propagate
 from pgnn_geo.labels.tagged_maps import TaggedMaps
 from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.backbones import Backbone, build_backbone
@@ -88,6 +88,7 @@ def attention_maps(
     scratch_folder: Path | None = None,
     progress: Progress = no_progress,
     boxes: NodeBoxes | None = None,
+    observe: Callable[[Propagated], None] | None = None,
 ) -> list[Tensor]:
     r"""Return the attention maps of every photo's tagged classes.
 
@@ -114,6 +115,8 @@ def attention_maps(
             and of what :obj:`source` needs. The system's temporary folder if not given.
         progress (callable, optional): Progress display.
         boxes (NodeBoxes, optional): The photos' boxes, which a graph whose nodes are boxes needs.
+        observe (callable, optional): Called at each scale, see
+            :func:`~pgnn_geo.labels.propagation.propagate`.
 
     Returns:
         For each photo, maps :obj:`[k, h, w]` in :math:`[0, 1]` of its :obj:`k` tagged classes in
@@ -176,6 +179,7 @@ def attention_maps(
                     total.activated(scores, config.activation or model.activation),
                     config.propagation_power,
                     device,
+                    observe,
                 ).maps
             total.maps += F.interpolate(
                 maps[:, None], (side, side), mode="bilinear", align_corners=False

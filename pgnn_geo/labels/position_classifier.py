@@ -60,6 +60,7 @@ def fit_position_classifier(
     partial: float = 0.3,
     balance: float = 0.5,
     iterations: int = 100,
+    start: Tensor | None = None,
 ) -> Tensor:
     r"""Fit a softmax classifier of :math:`K + 1` labels to positions.
 
@@ -83,6 +84,8 @@ def fit_position_classifier(
         balance (float): :math:`\beta`: with 0 each position counts the same, with 1 each label.
             (default: :obj:`0.5`)
         iterations (int): Steps of L-BFGS. (default: :obj:`100`)
+        start (torch.Tensor, optional): Weights to begin with, such as those of the round before;
+            zeros if not given.
 
     Returns:
         The weights :math:`(K + 1, C + 1)`, float32, the bias last.
@@ -119,8 +122,8 @@ def fit_position_classifier(
             parts.append((first[rows] * (total - own)).sum() + second * (total - within).sum())
         return torch.stack(parts).sum()
 
-    start = x.new_zeros(shape).flatten()
-    return minimise(loss, start, iterations, tolerance=1e-6).view(shape)
+    first_weight = x.new_zeros(shape) if start is None else start
+    return minimise(loss, first_weight.flatten(), iterations, tolerance=1e-6).view(shape)
 
 
 def position_maps(weight: Tensor, features: Tensor, tags: Tensor) -> Tensor:

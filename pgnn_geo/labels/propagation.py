@@ -8,6 +8,7 @@ cells of a coarser grid. :class:`~pgnn_geo.graph.PatchGraphBuilder` makes the
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -58,11 +59,21 @@ class PhotoGraphs(NamedTuple):
         batch.x = values[:, :, None, None].expand(-1, -1, *self.batch.x.shape[2:])
         return stitch(batch)
 
-    def normalized(self, values: Tensor) -> Tensor:
-        """Divide values of the nodes :obj:`[V, K]` by their maximum in each photo."""
+    def normalized(self, values: Tensor, power: float = 1.0) -> Tensor:
+        """Divide values of the nodes :obj:`[V, K]` by a power of their maximum in each photo."""
         image = self.batch.image_batch
         peak = scatter(values, image, 0, len(self.photos), reduce="max")
-        return values / peak.clamp(min=torch.finfo(values.dtype).tiny)[image]
+        return values / peak.clamp(min=torch.finfo(values.dtype).tiny)[image] ** power
+
+
+class Propagated(NamedTuple):
+    """The step in which evidence travels within each photo, before it is taken."""
+
+    features: Features  #: what positions are compared by
+    start: TaggedMaps  #: the evidence that travels
+    layer: CongenericPropagation  #: along whose edges
+    grid: int | None  #: patches per side; single positions if not given
+    device: torch.device | str
 
 
 #: A step of message passing: from the graphs and the evidence at their nodes :obj:`[V, K]`, in
@@ -111,18 +122,22 @@ def complete(
     steps: Sequence[Step],
     grid: int | None = None,
     device: torch.device | str = "cpu",
+    confidence: float = 0.0,
     ranks: Ranks = ALONE,
 ) -> TaggedMaps:
-    """Take the evidence of all photos through steps of message passing, one photo at a time.
+    r"""Take the evidence of all photos through steps of message passing, one photo at a time.
 
-    The evidence is divided by its maximum in each photo and class after every step. Memory does not
-    grow with the number of photos, but for the maps.
+    The evidence is divided by its maximum in each photo and class after every step, but after the
+    last one by the power :math:`1 - \eta` of it. Memory does not grow with the number of photos,
+    but for the maps.
 
     Args:
         features (Features): Features of all photos.
         start (TaggedMaps): Their evidence to begin with.
         steps (sequence of Step): For example :func:`within` of a layer.
         grid, device: See :func:`photo_graphs`.
+        confidence (float): :math:`\eta`: with 0 the maximum of every map is 1, with 1 it is what
+            the last step says, for example a probability. (default: :obj:`0.0`)
         ranks (Ranks): The processes that share the photos; each has all maps in the end.
             (default: this one alone)
     """
@@ -130,12 +145,13 @@ def complete(
     for block in own:
         for graphs in photo_graphs(features, start.tags, grid, device, block):
             values = graphs.nodes(start.dense(graphs.photos))
-            for step in steps:
-                values = graphs.normalized(step(graphs, values) * graphs.tags)
+            for turn, step in enumerate(steps, 1):
+                power = 1 - confidence if turn == len(steps) else 1.0
+                values = graphs.normalized(step(graphs, values) * graphs.tags, power)
             start.put(rows, graphs.photos, graphs.maps(values))
     bounds = torch.tensor([own[0].start, own[-1].stop] if own else [0, 0])
     first, last = torch.searchsorted(start.owners.cpu().contiguous(), bounds).tolist()
-    return start.with_maps(ranks.cat(rows[first:last]).to(rows))
+    return replace(start, maps=ranks.cat(rows[first:last]).to(rows))
 
 
 def within(layer: CongenericPropagation) -> Step:
@@ -213,6 +229,7 @@ def propagate(
     start: TaggedMaps,
     power: float = 1.0,
     device: torch.device | str = "cpu",
+    observe: Callable[[Propagated], None] | None = None,
 ) -> TaggedMaps:
     """Complete attention maps by class evidence that travels along similar features.
 
@@ -224,6 +241,8 @@ def propagate(
         start (TaggedMaps): The maps to complete.
         power (float): Exponent of the similarity within a photo. (default: :obj:`1.0`)
         device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
+        observe (callable, optional): Called before evidence travels within the photos, if it does,
+            to see along which edges.
     """
     if kind == "none":
         return start
@@ -232,5 +251,9 @@ def propagate(
         prototypes = fit_prototypes(features, start, mean, device=device)
         steps.append(from_prototypes(prototypes))
     if kind in ("within", "both"):
-        steps.append(within(CongenericPropagation(mean=mean, power=power).to(device)))
+        layer = CongenericPropagation(mean=mean, power=power).to(device)
+        if observe is not None:
+            before = complete(features, start, steps, device=device) if steps else start
+            observe(Propagated(features, before, layer, None, device))
+        steps.append(within(layer))
     return complete(features, start, steps, device=device)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.nn.backbones import BackboneName, VGGBackbone, build_backbone
+from pgnn_geo.nn.photo_views import PhotoNetwork
 
 HeadName = Literal["aspp", "largefov"]
 
@@ -81,7 +82,7 @@ class DilatedHead(nn.Module):
         return logits
 
 
-class DeepLabV2(nn.Module):
+class DeepLabV2(PhotoNetwork):
     r"""`"DeepLab-v2" <https://arxiv.org/abs/1606.00915>`_ with an ASPP or LargeFOV head.
 
     Batch norms of a pretrained backbone are frozen, statistics and weights. On a VGG each branch of
@@ -129,7 +130,7 @@ class DeepLabV2(nn.Module):
                 f"{'one number' if head == 'largefov' else 'numbers'} of at least 1, "
                 f"got {dilations}."
             )
-        self.config: dict[str, Any] = {
+        self.config = {
             "backbone": backbone,
             "num_classes": num_classes,
             "head": head,
@@ -152,6 +153,11 @@ class DeepLabV2(nn.Module):
         if config["weights"] is not None:
             model.backbone.freeze_norms()
         return model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.backbone.device
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits at the backbone's output stride."""

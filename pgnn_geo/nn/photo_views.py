@@ -2,22 +2,34 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as F
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.nn.deeplab import DeepLabV2
 from pgnn_geo.nn.view_average import ViewAverage
 from pgnn_geo.precision import Precision, autocast
 
 MAX_SIDE = 1024
 
 
+class PhotoNetwork(nn.Module):
+    """A network that gives the logits of photos: :class:`DeepLabV2`, or one in an ONNX file."""
+
+    num_classes: int  #: foreground classes
+    config: dict[str, Any]  #: JSON values that tell it from others of the same parameters
+
+    @property
+    def device(self) -> torch.device:
+        """Where it wants photos."""
+        raise NotImplementedError
+
+
 @torch.no_grad()
 def photo_views(
-    network: DeepLabV2,
+    network: PhotoNetwork,
     image: Tensor,
     scales: Sequence[float] = (1.0,),
     flip: bool = True,
@@ -29,7 +41,7 @@ def photo_views(
     """Run a network on every view of a photo.
 
     Args:
-        network (DeepLabV2): The network.
+        network (PhotoNetwork): The network.
         image (torch.Tensor): Photo :obj:`[3, H, W]`, uint8.
         scales (sequence of float): Multiples of :obj:`side` that are averaged.
         flip (bool): Average with the mirrored photo. (default: :obj:`True`)
@@ -46,7 +58,7 @@ def photo_views(
     """
     check_photo(image)
     check_scales(scales, max_side)
-    device, num_labels = network.backbone.device, network.num_classes + 1
+    device, num_labels = network.device, network.num_classes + 1
     whole, image = image, shrink(image, max_side).as_subclass(Tensor).to(device)
     labels = torch.arange(num_labels)
     if tags is not None:

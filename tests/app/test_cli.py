@@ -1,5 +1,6 @@
 """The command line as its user meets it, on a small set in VOC layout."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -86,6 +87,14 @@ def test_run_leaves_masks_pictures_and_figures(finished, shapes_root):
                 assert image.mode == "P" and image.size == (64, 64)
             allowed = {0, *(tags.nonzero()[:, 0] + 1).tolist()}
             assert set(load_mask(path).unique().tolist()) <= allowed
+        text = (out / model / "labels" / "review.csv").read_text()
+        review = list(csv.DictReader(text.splitlines()))
+        sure = [float(row["confidence"]) for row in review]
+        assert len(review) == train.tags.sum() and sure == sorted(sure)
+        for row in review:
+            mask = load_mask(out / model / "labels" / f"{row['image']}.png")
+            share = (mask == train.classes.index(row["class"]) + 1).float().mean()
+            assert float(row["area"]) == pytest.approx(float(share), abs=6e-4)
     assert [p.name for p in sorted((out / "overlays").glob("*.*g"))] == [
         f"sheet-{i}.png" for i in (1, 2, 3)
     ]

@@ -17,7 +17,7 @@ def test_labelling_takes_the_gpu_if_there_is_one(
     dataset = Shapes(shapes_root, "train", num_images=(20, 10), size=64)
     path, devices = tmp_path / "model.pt", []
     save_attention_model(
-        path, PGNN("vgg_tiny", 5, weights=None), dataset.classes, SupervisionLedger()
+        path, PGNN("vgg_tiny", 5, layers=0, weights=None), dataset.classes, SupervisionLedger()
     )
 
     def maps(model: PGNN, *rest: object) -> list[torch.Tensor]:

@@ -42,6 +42,7 @@ TRAINED = [
 ]
 OPTIONS = {
     "best": FROZEN,
+    "many": FROZEN,
     "paper": [*TRAINED, "--network.grid=2"],
     "cam": TRAINED,
     "trained": [*TRAINED, "--train.completion.size=64"],
@@ -80,10 +81,15 @@ def run_of(shapes_root, tmp_path_factory):
 def test_label_gives_the_labels_of_the_run_byte_for_byte(recipe, run_of, shapes_root, tmp_path):
     out = run_of(recipe)
     name = "cam" if recipe == "cam" else "pgnn"
-    model = out / name / ("model" if recipe == "best" else "model.pt")
+    model = out / name / ("model" if recipe in ("best", "many") else "model.pt")
     main(["label", f"--checkpoint={model}", f"--root={shapes_root}", f"--out={tmp_path / 'new'}"])
     made = sorted((out / name / "labels").iterdir())
-    assert len([path for path in made if path.suffix]) == 21  # with labels.json
+    beside = {"labels.json", "maps.npy"} | ({"explained.json"} if recipe != "cam" else set())
+    assert beside <= {path.name for path in made}
+    assert len([path for path in made if path.suffix == ".png"]) == 20
+    if recipe in ("best", "many"):  # whose evidence can be compared with prototypes
+        entries = json.loads((out / name / "labels" / "explained.json").read_text())
+        assert entries and all(entry["prototypes"] for entry in entries)
     assert [path.name for path in made] == sorted(p.name for p in (tmp_path / "new").iterdir())
     for path in made:
         assert path.read_bytes() == (tmp_path / "new" / path.name).read_bytes()

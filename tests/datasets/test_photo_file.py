@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from pgnn_geo.datasets import TaggedFolder, load_photo
-from pgnn_geo.datasets.photo_file import MAX_PIXELS, count_pixels
+from pgnn_geo.datasets.photo_file import MAX_PIXELS, count_pixels, load_thumbnail
 from pgnn_geo.errors import InputError
 
 
@@ -172,3 +172,19 @@ def test_the_bound_on_pixels(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the bound of 599"):
         load_photo(root / "pano.png", max_pixels=599)
     assert load_photo(root / "pano.png", max_pixels=600).shape == (3, 20, 30)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_thumbnails_are_the_photo_at_another_size(tmp_path: Path, orientation: int) -> None:
+    ramp = np.add.outer(np.arange(300) // 3, np.arange(400) // 4).astype(np.uint8)
+    image = Image.fromarray(np.stack([ramp, 255 - ramp, ramp // 2], axis=-1))
+    image.save(tmp_path / "photo.jpg", quality=95, exif=exif_block(orientation))
+    small = load_thumbnail(tmp_path / "photo.jpg", 100)
+    with Image.open(tmp_path / "photo.jpg") as whole:
+        upright = ImageOps.exif_transpose(whole)
+        expected = upright.resize(small.size, Image.Resampling.BOX)
+    assert max(small.size) == 100
+    assert small.size == tuple(round(side / 4) for side in upright.size)
+    difference = np.asarray(small, dtype=int) - np.asarray(expected, dtype=int)
+    assert np.abs(difference).mean() < 2
+    assert load_thumbnail(tmp_path / "photo.jpg", 1000).size == upright.size

@@ -233,7 +233,7 @@ def test_few_photos_are_held_at_once(segmenter, photos, tmp_path, monkeypatch):
 def test_bad_settings(segmenter, photos, tmp_path):
     with pytest.raises(InputError, match="'scales'"):
         PredictConfig(scales=())
-    with pytest.raises(InputError, match="'refine' must be one of"):
+    with pytest.raises(InputError, match="unknown refinement 'bilateral'"):
         PredictConfig(refine="bilateral")
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
@@ -294,7 +294,7 @@ def test_errors_for_people(model, photos, tmp_path, capsys):
         ([f"--checkpoint={tmp_path}/none", f"--photos={photos}"], "no segmenter folder"),
         ([f"--checkpoint={model}", "--photos", str(tmp_path / "none")], "no photos at"),
         ([f"--checkpoint={model}", "--photos", str(photos), "--scales", "0"], "'scales'"),
-        ([f"--checkpoint={model}", f"--photos={photos}", "--device=abacus"], "--device abacus"),
+        ([f"--checkpoint={model}", f"--photos={photos}", "--device=abacus"], "device 'abacus'"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["predict", f"--out={tmp_path / 'out'}", *options])

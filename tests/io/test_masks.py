@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.io.masks import load_mask, save_mask, voc_palette
+from pgnn_geo.io.masks import load_mask, save_maps, save_mask, voc_palette
 
 
 def test_palette_is_vocs():
@@ -78,3 +78,12 @@ def test_bad_files(tmp_path):
     (tmp_path / "text.png").write_text("not an image")
     with pytest.raises(InputError, match=r"text\.png"):
         load_mask(tmp_path / "text.png")
+
+
+def test_maps_are_kept_one_after_the_other(tmp_path):
+    torch.manual_seed(0)
+    maps = [torch.rand(2, 4, 4), torch.rand(1, 4, 4)]
+    save_maps(tmp_path / "maps.npy", maps)
+    found = np.load(tmp_path / "maps.npy")
+    assert found.shape == (3, 4, 4) and found.dtype == np.uint8
+    np.testing.assert_allclose(found / 255, torch.cat(maps).numpy(), atol=0.5 / 255 + 1e-6)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,6 +61,18 @@ def test_the_state_gives_the_same_maps_and_fitting_the_same_state():
         assert torch.equal(again.maps(x, tags, step).maps, expected)
 
 
+def test_a_warm_start_begins_with_the_round_before():
+    x, tags, _ = scenes(12)
+    cold, warm = (
+        fit_evidence(
+            x, tags, EvidenceConfig(iterations=3, classifier_rounds=3, warm_start=warm, **CHOSEN)
+        )
+        for warm in (False, True)
+    )
+    # Three rounds of three steps have moved further than one of them.
+    assert warm.classifier.norm() > 1.1 * cold.classifier.norm()
+
+
 def test_photos_do_not_depend_on_what_they_are_labelled_with():
     x, tags, _ = scenes(12)
     model = fit_evidence(x, tags, CONFIG)
@@ -79,8 +93,10 @@ def test_more_rounds_and_a_grid_are_heeded():
 
 def test_a_round_learns_from_the_maps_of_the_one_before():
     x, tags, _ = scenes(12)
-    two = fit_evidence(x, tags, EvidenceConfig(classifier_rounds=2, **CHOSEN))
-    three = fit_evidence(x, tags, EvidenceConfig(classifier_rounds=3, **CHOSEN))
+    two, three = (
+        fit_evidence(x, tags, EvidenceConfig(classifier_rounds=n, iterations=300, **CHOSEN))
+        for n in (2, 3)
+    )
     maps = two.maps(x, tags)
     rows = maps.maps.flatten(1)  # one tag a photo
     label = torch.where(rows > two.config.foreground, maps.classes[:, None] + 1, -1)
@@ -92,9 +108,58 @@ def test_a_round_learns_from_the_maps_of_the_one_before():
     assert (two.classifier - weight).abs().max() > 0.1
 
 
+def test_what_travels_with_one_class_is_left_to_the_ground():
+    """A train lies on rails that no other class has; to all others what is like rails is ground."""
+    torch.manual_seed(0)
+    classes, channels, side = 4, 32, 8
+    tags = F.one_hot(torch.arange(40) % classes, classes).bool()
+    thing, ground = torch.randn(2, channels)
+    body, rails = torch.randn(classes, channels), torch.randn(channels)
+    features = 0.3 * torch.randn(40, channels, side, side) + ground[:, None, None]
+    train = torch.zeros(40, side, side, dtype=torch.bool)
+    for photo, label in enumerate((torch.arange(40) % classes).tolist()):
+        features[photo, :, 1:4, 2:6] = 0.3 * torch.randn(channels, 3, 4)
+        features[photo, :, 1:4, 2:6] += (thing + body[label])[:, None, None]
+        if label == 0:
+            features[photo, :, 4:7] += 1.5 * rails[:, None, None]
+            train[photo, 1:4, 2:6] = True
+    x = F.normalize(features, dim=1).contiguous(memory_format=torch.channels_last)
+    found = {}
+    for objectness in (False, True):
+        config = EvidenceConfig(objectness=objectness, **CHOSEN)
+        maps = fit_evidence(x, tags, config).maps(x[tags[:, 0]], tags[tags[:, 0]])
+        found[objectness] = quality(maps, train[tags[:, 0]])
+    assert found[False] < 0.5 and found[True] > 0.9
+
+
+def test_confidence_scales_maps_by_their_largest_probability():
+    x, tags, _ = scenes(12)
+    model = fit_evidence(x, tags, CONFIG)
+    maps = {}
+    for confidence in (0.0, 0.5, 1.0):
+        model.config = replace(CONFIG, confidence=confidence)
+        maps[confidence] = model.maps(x, tags).maps
+    assert (maps[0.0].amax((1, 2)) == 1).all() and (maps[1.0].amax((1, 2)) < 1).any()
+    expected = maps[0.0] * maps[1.0].amax((1, 2), keepdim=True).sqrt()
+    torch.testing.assert_close(maps[0.5], expected)
+
+
+def test_it_is_fitted_on_a_coarser_grid_than_it_labels():
+    x, tags, _ = scenes(12)
+    fine = fit_evidence(x, tags, replace(CONFIG, fit_grid=4))
+    grid = fit_evidence(x, tags, replace(CONFIG, grid=4))
+    assert torch.equal(fine.classifier, grid.classifier)
+    rows = fine.maps(x, tags).maps
+    assert not torch.equal(rows[:, ::2, ::2], rows[:, 1::2, 1::2])
+
+
 def test_wrong_input_is_named():
     x, tags, _ = scenes(12)
     with pytest.raises(InputError, match="features of 12 photos, tags of 11"):
         fit_evidence(x, tags[1:])
     with pytest.raises(InputError, match="prototype_rounds=0: want 1 or more"):
         EvidenceConfig(prototype_rounds=0)
+    with pytest.raises(InputError, match="fit_grid=0: want 1 or more"):
+        EvidenceConfig(fit_grid=0)
+    with pytest.raises(InputError, match="confidence=2: want 0 to 1"):
+        EvidenceConfig(confidence=2)

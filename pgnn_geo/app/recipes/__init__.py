@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pgnn_geo.errors import InputError
 
-NAMES = ("best", "paper", "cam", "trained")
+NAMES = ("best", "many", "paper", "cam", "trained")
 
 
 def recipe_file(args: Sequence[str]) -> Path:

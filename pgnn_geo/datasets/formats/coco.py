@@ -8,11 +8,25 @@ def _fits(file: TagFile) -> bool:
 
 
 def _read(file: TagFile) -> Tags:
-    """Crowds, boxes and records without a segmentation count: a tag says that a class is there."""
-    names = {entry["id"]: str(entry["name"]) for entry in file.json["categories"]}
-    photos = {entry["id"]: str(entry["file_name"]) for entry in file.json["images"]}
-    records = file.json["annotations"]
-    pairs = [(photos[entry["image_id"]], names[entry["category_id"]]) for entry in records]
+    """Crowds, boxes and records without a segmentation count: a tag says that a class is there.
+
+    Numbers are also matched where one of both places has them as text.
+    """
+    names = {str(entry["id"]): str(entry["name"]) for entry in file.json["categories"]}
+    photos: dict[str, str] = {}
+    for entry in file.json["images"]:
+        number, photo = str(entry["id"]), str(entry["file_name"])
+        if photos.setdefault(number, photo) != photo:
+            raise ValueError(f"image id {number} is that of {photos[number]} and of {photo}")
+    pairs = []
+    for entry in file.json["annotations"]:
+        number, category = str(entry["image_id"]), str(entry["category_id"])
+        if number not in photos or category not in names:
+            raise ValueError(
+                f"annotation {entry.get('id')} has image_id {number}, category_id {category}; want "
+                "ids that images and categories have"
+            )
+        pairs.append((photos[number], names[category]))
     return collect(pairs, list(photos.values()))
 
 

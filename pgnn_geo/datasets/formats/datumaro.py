@@ -11,7 +11,7 @@ def _read(file: TagFile) -> Tags:
     labels = [str(entry["name"]) for entry in file.json["categories"]["label"]["labels"]]
     pairs, photos = [], []
     for item in file.json["items"]:
-        photo = str(item.get("image", {}).get("path") or item["id"])
+        photo = str((item.get("image") or {}).get("path") or item["id"])
         photos.append(photo)
         numbers = (entry.get("label_id") for entry in item["annotations"])
         pairs += [(photo, labels[number]) for number in numbers if number is not None]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pgnn_geo.datasets.formats.base import TagFile, TagFormat, Tags
 from pgnn_geo.datasets.formats.folders import read_class_folders
+from pgnn_geo.datasets.formats.imagenet import is_list
 from pgnn_geo.datasets.formats.registry import FORMATS
 from pgnn_geo.datasets.listing import list_photos, match_rows
 from pgnn_geo.datasets.tags import clean_tags
@@ -74,7 +75,7 @@ def recognise(root: Path) -> tuple[str, str]:
     if not files[0].is_file():
         places = [root, root / "annotations"]
         files = [p for place in places if place.is_dir() for p in sorted(place.iterdir())]
-        files = [p for p in files if p.suffix.lower() in _SUFFIXES and _is_tagged(p)]
+        files = [p for p in files if is_list(p) or _is_tagged(p)]
     if len(files) > 1:
         names = ", ".join(f"'{path}'" for path in files)
         raise InputError(f"'{root}' holds several files of tags: {names}; name one by --tags")
@@ -94,11 +95,13 @@ def recognise(root: Path) -> tuple[str, str]:
 
 
 def _is_tagged(path: Path) -> bool:
+    if path.suffix.lower() not in _SUFFIXES or path.name.startswith("."):
+        return False
     try:
         _format_of(TagFile(path))
     except InputError:
         return False
-    return not path.name.startswith(".")
+    return True
 
 
 def _format_of(file: TagFile) -> TagFormat:

@@ -44,6 +44,8 @@ def datumaro() -> Any:
         for name, own in zip(NAMES, owned, strict=True)
     ]
     del items[1]["image"]
+    items[2]["image"] = None  # what is written of a photo that is not at hand
+    items[2]["id"] = NAMES[2]
     return {"info": {}, "categories": {"label": {"labels": labels}}, "items": items}
 
 
@@ -70,6 +72,19 @@ def label_studio() -> Any:
     return tasks
 
 
+def label_studio_min() -> Any:
+    """As the converter writes it: one choice is a text, several are a list, regions are lists."""
+    own: list[dict[str, Any]] = [
+        {"image": "/data/upload/3/0a1b2c3d-one.jpg", "what": {"choices": ["cat", "dog"]}},
+        {"image": "/data/local-files/?d=photos/trip/two.png", "what": "dog", "by": "me"},
+        {"image": "s3://b/far/three.jpg", "box": [{"x": 1, "rectanglelabels": ["cat"]}]},
+    ]
+    return [
+        {"id": k, **fields, "annotator": 1, "annotation_id": 9 - k, "lead_time": 1.5}
+        for k, fields in enumerate(own)
+    ]
+
+
 CVAT = """<?xml version="1.0" encoding="utf-8"?>
 <annotations><version>1.1</version><meta><task><labels><label><name>cat</name></label></labels>
 </task></meta>
@@ -81,10 +96,13 @@ CVAT = """<?xml version="1.0" encoding="utf-8"?>
 
 FILES: dict[str, tuple[str, str]] = {
     "coco": ("a.json", json.dumps(coco())),
+    # github.com/cvat-ai/cvat/issues/298
+    "coco with ids as text": ("t.json", json.dumps(coco()).replace('_id": 9', '_id": "9"')),
     "coco in other folders": ("b.json", json.dumps(coco("dataset/images/"))),
     "coco of Windows": ("c.json", json.dumps(coco("C:\\x\\")).replace("/", "\\\\")),
     "datumaro": ("default.json", json.dumps(datumaro())),
     "label_studio": ("project.json", json.dumps(label_studio())),
+    "label_studio_min": ("min.json", json.dumps(label_studio_min())),
     "cvat": ("annotations.xml", CVAT),
     "columns": ("d.csv", "filename,cat,dog,cow\none.jpg,1,1,0\ntwo.png,0,1,0\nthree,1,0,0\n"),
     "columns of Roboflow": (
@@ -169,8 +187,22 @@ def test_auto_on_the_command_line(photos: Path, capsys: pytest.CaptureFixture[st
     [
         ("a.json", "{", r"a\.json' cannot be read as JSON"),
         ("a.json", '{"shapes": []}', r"a\.json' holds tags in no known format: want one of COCO"),
-        ("a.json", json.dumps({**coco(), "categories": []}), r"is damaged, read as COCO.*KeyError"),
+        (
+            "a.json",
+            json.dumps({**coco(), "categories": []}),
+            r"is damaged, read as COCO.*category_id 4; want",
+        ),
+        (  # github.com/obss/sahi/issues/98
+            "a.json",
+            json.dumps(coco()).replace('"id": 8, "file', '"id": 9, "file'),
+            "image id 9 is that of one.jpg and of trip/two.png",
+        ),
         ("a.json", '[{"data": {"image": "x"}}]', "read as Label Studio JSON: KeyError"),
+        (
+            "a.json",
+            '[{"image": "one.jpg", "what": "cat", "by": "me", "annotation_id": 1}]',
+            "any of the fields what, by may be the class; export JSON in place",
+        ),
         ("a.xml", "<annotations>", r"a\.xml' cannot be read as XML"),
         ("a.xml", "<annotations/>", "read as CVAT.*export 'CVAT for images'"),
         ("a.xml", "<other/>", "no known format"),
@@ -227,3 +259,56 @@ def test_ten_thousand_files_in_under_a_minute(
     dataset = TaggedFolder(root, source)
     seconds = time.process_time() - start
     assert len(dataset) == 10_000 and seconds < 60, seconds
+
+
+def test_single_choices_of_json_min(photos: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    owned = {"one.jpg": "cat", "two.png": "two words"}
+    records = [
+        {"image": photo, "what": name, "annotation_id": k}
+        for k, (photo, name) in enumerate(owned.items())
+    ]
+    records.append({"image": "one.jpg", "what": "dog", "annotation_id": 7})  # of another person
+    path.write_text(json.dumps(records))
+    tags = read_tags(path, photos, dict.fromkeys(NAMES)).tags
+    assert tags == {"one.jpg": ("cat", "dog"), "trip/two.png": ("two words",)}
+
+
+def test_text_lists_of_imagenet(photos: Path, write_photo: Callable[..., None]) -> None:
+    write_photo(photos / "trip" / "größe zwei.jpg")
+    (photos / "synsets.txt").write_text("cat\ntwo words\ndog\n", encoding="utf-8")
+    path = photos / "default.txt"
+    rows = ["one.jpg 0 2", '"trip/größe zwei".jpg 1', "x/two.png 2", "", "trip/far/three 0"]
+    path.write_text("\n".join(rows), encoding="utf-8")
+    with pytest.warns(InputNote, match="default.txt', ImageNet text list"):
+        config = DataConfig(data="auto", root=str(photos))
+    dataset = config.build()
+    assert dataset.classes == ("cat", "dog", "two words") and dataset.check() == []
+    tags = dict(zip(dataset.image_ids, dataset.tags.tolist(), strict=True))
+    assert tags == {
+        "one": [1, 1, 0],
+        "trip/größe zwei": [0, 0, 1],
+        "trip/two": [0, 1, 0],
+        "trip/far/three": [1, 0, 0],
+    }
+    for line, words in (("one.jpg 3", "line 1 has '3'.*below 3"), ("my one.jpg 0", "'one.jpg'")):
+        path.write_text(line)
+        with pytest.raises(InputError, match=words):
+            read_tags(path, photos, dict.fromkeys(NAMES))
+
+
+def test_text_lists_that_datumaro_writes(photos: Path, tmp_path: Path) -> None:
+    datumaro = pytest.importorskip("datumaro", reason="datumaro is not installed (extra interop)")
+    label = datumaro.components.annotation.Label
+    items = [
+        datumaro.components.dataset_base.DatasetItem(
+            id=Path(name).with_suffix("").as_posix(),
+            media=datumaro.components.media.Image.from_file(path=str(photos / name)),
+            annotations=[label(("cat", "dog").index(own)) for own in WANTED[name]],
+        )
+        for name in NAMES
+    ]
+    dataset = datumaro.Dataset.from_iterable(items, categories=["cat", "dog"])
+    dataset.export(str(tmp_path / "out"), "imagenet_txt", save_media=False)
+    read = read_tags(tmp_path / "out" / "default.txt", photos, dict.fromkeys(NAMES))
+    assert {photo: tuple(sorted(own)) for photo, own in read.tags.items()} == WANTED
