@@ -122,8 +122,8 @@ def run(
         root: Folder of the data set.
         out: Folder of the run.
         recipe: Where the values of all other options come from that are not given: "best", what
-            measures best on a few classes; "many", the same for ten classes or more; "paper", the
-            paper as it stands; "cam", the baseline; or a YAML file.
+            measures best on six classes; "many", on twenty; "paper", the paper as it stands;
+            "cam", the baseline; or a YAML file.
         cache: Folder where features are kept for other runs; without it they are not kept.
         flow: "frozen": fit evidence to a pretrained backbone's features; "trained": train a net.
         model: "pgnn", or "cam" for the baseline alone.

@@ -84,9 +84,10 @@ def test_label_gives_the_labels_of_the_run_byte_for_byte(recipe, run_of, shapes_
     model = out / name / ("model" if recipe in ("best", "many") else "model.pt")
     main(["label", f"--checkpoint={model}", f"--root={shapes_root}", f"--out={tmp_path / 'new'}"])
     made = sorted((out / name / "labels").iterdir())
-    beside = {"labels.json", "maps.npy"} | ({"explained.json"} if recipe != "cam" else set())
-    assert beside <= {path.name for path in made}
-    assert len([path for path in made if path.suffix == ".png"]) == 20
+    beside = {".pgnn_geo", "labels.json", "maps.npy", "review.csv"}
+    beside |= {"explained.json"} if recipe != "cam" else set()
+    assert {path.name for path in made if path.suffix != ".png"} == beside
+    assert len(made) == 20 + len(beside)
     if recipe in ("best", "many"):  # whose evidence can be compared with prototypes
         entries = json.loads((out / name / "labels" / "explained.json").read_text())
         assert entries and all(entry["prototypes"] for entry in entries)

@@ -8,7 +8,7 @@ from pgnn_geo.labels.review import Reviewed, label_confidence, write_review
 
 
 def test_the_share_of_sure_among_possible_places() -> None:
-    maps = torch.tensor([[[0.9, 0.85], [0.5, 0.1]], [[0.2, 0.7], [0.31, 0.0]], [[0.0] * 2] * 2])
+    maps = torch.tensor([[[0.9, 0.81], [0.79, 0.29]], [[0.2, 0.7], [0.31, 0.0]], [[0.0] * 2] * 2])
     # With a background of 0.6: above 0.8 there is no doubt, up to 0.3 it is nowhere.
     expected = torch.tensor([2 / 3, 0.0, 0.0])
     torch.testing.assert_close(label_confidence(maps, 0.6), expected)
