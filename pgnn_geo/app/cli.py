@@ -106,7 +106,7 @@ def run(
     cam_labels: LabelConfig = CAM_LABELS,
     patches: Literal["none", "grid", "boxes"] = "none",
     boxes: BoxConfig = BOXES,
-    segment: Literal["off", "short", "deeplab"] = "short",
+    segment: Literal["off", "short", "deeplab", "light"] = "short",
     segment_network: SegmentationNetworkConfig = SEGMENTATION,
     segment_train: SegmentationTrainingConfigChanges = RECIPE,
     eval_split: str | None = "val",
@@ -138,9 +138,11 @@ def run(
         patches: Nodes of a trained P-GNN's graph: "grid" cells, or "boxes" and what they leave;
             "none": there is no graph, and the maps are completed by propagation alone.
         boxes: Which boxes, with --patches boxes: a detector is trained into OUT/detector.
-        segment: Recipe of stage 2, which trains DeepLab-v2 on the labels: "short" (hundreds of
-            photos, a CPU) or "deeplab" (that of the paper, a GPU); "off" ends with the labels.
-        segment_network: Its network.
+        segment: Recipe of stage 2, which trains a network on the labels: "short" (hundreds of
+            photos, a CPU), "deeplab" (that of the paper, a GPU) or "light" (for a light network
+            such as --segment_network.architecture lraspp_mobilenet_v3_large); "off" ends with the
+            labels.
+        segment_network: Its network, DeepLab-v2 or one of torchvision's.
         segment_train: Values that take the place of the recipe's; null leaves the recipe's.
         eval_split: Split to measure stage 2 on, if it has masks; null for none.
         mutual: Rewriting of the labels in stage 2, see "segment".
@@ -271,7 +273,7 @@ def segment(
     train: SegmentationTrainingConfigChanges = RECIPE,
     **source: Any,
 ) -> None:
-    """Train DeepLab-v2 on label images, measure it, and write it to OUT/segmenter. Resumes.
+    """Train a network on label images, measure it, and write it to OUT/segmenter. Resumes.
 
     Args:
         labels: Folder of label images ID.png, as "label" writes them; or the word "truth", to
@@ -279,12 +281,13 @@ def segment(
         root: Folder of the data set.
         eval_split: Split to measure on, if it has masks; null for none.
         out: Folder of the training.
-        recipe: "short" (hundreds of photos, a CPU) or "deeplab" (that of the paper, a GPU).
+        recipe: "short" (hundreds of photos, a CPU), "deeplab" (that of the paper, a GPU), or
+            "light" (for torchvision's networks).
         mutual: Rewriting of the labels after each epoch: "off", "literal", or "tags" to let in
             only classes that a photo is tagged with.
         mutual_start: First epoch after which labels are rewritten.
         mutual_confidence: Probability from which on a prediction rewrites a label.
-        network: The network.
+        network: The network: DeepLab-v2, or with --network.architecture one of torchvision's.
         train: Values that take the place of the recipe's; null leaves the recipe's.
         **source: Which photos, tags and classes.
     """

@@ -19,10 +19,18 @@ from pgnn_geo.labels.refine import (
     build_refinement,
 )
 from pgnn_geo.nn import PGNN
+from pgnn_geo.nn.architectures import DEEPLAB_V2
 from pgnn_geo.nn.backbones import BackboneName
+from pgnn_geo.nn.backbones.weights import PretrainedWeights
 from pgnn_geo.nn.deeplab import DeepLabV2
 from pgnn_geo.nn.pgnn import ClassEmbeddingName
+from pgnn_geo.nn.segmentation_network import SegmentationNetwork
+from pgnn_geo.nn.torchvision_segmentation import (
+    TorchvisionSegmentation,
+    torchvision_backbone_weights,
+)
 from pgnn_geo.training.attention import AttentionTrainingConfig
+from pgnn_geo.training.job import BackboneChoice
 from pgnn_geo.training.segmentation import RECIPES, SegmentationTrainingConfig
 
 ModelName = Literal["cam", "pgnn"]
@@ -34,7 +42,7 @@ Patches = Literal["none", "grid"] | BoxConfig
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(BackboneChoice):
     """The network, see :class:`~pgnn_geo.nn.PGNN`.
 
     Args:
@@ -108,28 +116,63 @@ CAM_MAPS: dict[str, Any] = {"propagate": "none", "output_stride": 8}
 
 
 @dataclass(frozen=True)
-class SegmentationNetworkConfig:
+class SegmentationNetworkConfig(BackboneChoice):
     """The network of stage 2, see :class:`~pgnn_geo.nn.DeepLabV2`; a recipe has its head.
 
     Args:
         backbone (str): Trunk.
-        weights (str, optional): Pretrained weights.
+        weights (str, optional): Pretrained weights of the trunk.
         output_stride (int): Stride of the logits.
         hidden_channels (int): Width of the head's hidden layers on a VGG.
+        architecture (str): :obj:`"deeplab_v2"`, or a model of torchvision, see
+            :class:`~pgnn_geo.nn.TorchvisionSegmentation`, of which :obj:`weights` alone can be
+            chosen.
+
+    Raises:
+        InputError: If a value is given that the architecture does not have.
     """
 
     backbone: BackboneName = "vgg16"
     weights: str | None = "DEFAULT"
     output_stride: int = 8
     hidden_channels: int = 1024
+    architecture: str = DEEPLAB_V2
 
-    def build(self, train: SegmentationTrainingConfig, num_classes: int) -> DeepLabV2:
+    def __post_init__(self) -> None:
+        for name in ("backbone", "output_stride", "hidden_channels"):
+            if self.is_torchvision and getattr(self, name) != getattr(type(self), name):
+                raise InputError(
+                    f"{name}={getattr(self, name)!r} is of {DEEPLAB_V2}; {self.architecture} has "
+                    "its own"
+                )
+
+    @property
+    def is_torchvision(self) -> bool:
+        """Whether the network is one of torchvision's."""
+        return self.architecture != DEEPLAB_V2
+
+    @property
+    def trunk(self) -> str:
+        """What the pretrained weights are of."""
+        return self.architecture if self.is_torchvision else self.backbone
+
+    def pretrained(self) -> PretrainedWeights | None:
+        """See :meth:`~pgnn_geo.training.job.NetworkChoice.pretrained`."""
+        if self.is_torchvision:
+            return torchvision_backbone_weights(self.architecture, self.weights)
+        return super().pretrained()
+
+    def build(self, train: SegmentationTrainingConfig, num_classes: int) -> SegmentationNetwork:
         """Build the network with the head and the frozen stages of a training."""
+        if self.is_torchvision:
+            return TorchvisionSegmentation(self.architecture, num_classes, self.weights)
+        options = asdict(self)
+        del options["architecture"]
         return DeepLabV2(
             num_classes=num_classes,
             head=train.head,
             freeze_stages=train.freeze_stages,
-            **asdict(self),
+            **options,
         )
 
 
@@ -154,6 +197,15 @@ class Stage2Config:
     mutual: Literal["off", "literal", "tags"] = "off"
     mutual_start: int = 1
     mutual_confidence: float | None = None
+
+    def __post_init__(self) -> None:
+        train = self.train
+        whole = train.augment == "crop" and not train.freeze_stages and train.train_stride is None
+        if self.network.is_torchvision and not whole:
+            raise InputError(
+                f"{self.network.architecture} has no frozen stages and no other stride: want the "
+                "recipe 'light', or augment='crop', freeze_stages=0 and train_stride=null"
+            )
 
     def on(self, data: DataConfig, labels: str) -> "SegmentConfig":
         """Return the whole configuration for photos and their labels."""

@@ -1,4 +1,4 @@
-"""Stage 2 from end to end: train DeepLab-v2 on label images, predict, measure; resumes."""
+"""Stage 2 from end to end: train a network on label images, predict, measure; resumes."""
 
 import json
 import os
@@ -29,7 +29,7 @@ from pgnn_geo.viz.report import label_sheets, score_table
 #: In place of a label folder: the true masks.
 TRUTH = "truth"
 
-_TITLE = "DeepLab-v2"
+_TITLE = "segmenter"
 
 
 def segment(config: SegmentConfig, out: Path) -> dict[str, Any]:

@@ -33,14 +33,14 @@ from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
-from pgnn_geo.nn.backbones import BackboneName, resolve_weights
+from pgnn_geo.nn.backbones import BackboneName
 from pgnn_geo.precision import default_device
-from pgnn_geo.training.job import ledger_of
+from pgnn_geo.training.job import BackboneChoice, ledger_of
 from pgnn_geo.training.preflight import find_problems, raise_problems
 
 
 @dataclass(frozen=True)
-class AdjusterNetworkConfig:
+class AdjusterNetworkConfig(BackboneChoice):
     """The network of a box adjuster, see :class:`~pgnn_geo.boxes.BoxAdjuster`.
 
     Args:
@@ -63,7 +63,7 @@ class AdjusterNetworkConfig:
 
 
 @dataclass(frozen=True)
-class DetectorNetworkConfig:
+class DetectorNetworkConfig(BackboneChoice):
     """The network of a detector, see :class:`~pgnn_geo.boxes.WeakDetector`.
 
     Args:
@@ -234,7 +234,7 @@ def learn_adjuster(config: AdjusterConfig, out: Path) -> Path:
             console=console,
             progress=progress,
         )
-        entry = resolve_weights(config.network.backbone, config.network.weights)
+        entry = config.network.pretrained()
         ledger = SupervisionLedger(
             weights=None if entry is None else str(entry), boxes=f"auxiliary ({dataset.name})"
         )

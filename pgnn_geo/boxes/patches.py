@@ -24,6 +24,7 @@ from pgnn_geo.io.checkpoint import load_attention_model
 from pgnn_geo.io.files import first_difference
 from pgnn_geo.io.run_folder import console, progress, timed
 from pgnn_geo.labels.maps import attention_maps
+from pgnn_geo.nn.backbones import BackboneName
 from pgnn_geo.precision import default_device
 from pgnn_geo.training.attention import AttentionTrainingConfig
 from pgnn_geo.training.job import NetworkChoice
@@ -31,6 +32,14 @@ from pgnn_geo.training.job import NetworkChoice
 
 class BoxNetwork(NetworkChoice, Protocol):
     """The trunk of a run's network, which its detector has as well."""
+
+    @property
+    def backbone(self) -> BackboneName:  # noqa: D102
+        ...
+
+    @property
+    def weights(self) -> str | None:  # noqa: D102
+        ...
 
     @property
     def freeze_stages(self) -> int:  # noqa: D102

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,17 +181,21 @@ class Segmenter:
         write_model_folder(Path(folder), content)
         return Path(folder)
 
-    def export_onnx(self, path: str | os.PathLike[str]) -> Path:
+    def export_onnx(
+        self, path: str | os.PathLike[str], int8: Iterable[Tensor] | None = None
+    ) -> Path:
         """Write the network as one ONNX file (extra :obj:`onnx`), see :func:`write_onnx`.
 
         Args:
             path (str or PathLike): The file, which ends in ``.onnx``.
+            int8 (iterable of torch.Tensor, optional): Photos :obj:`[3, H, W]`, uint8, such as it
+                will see; its convolutions then compute in 8 bits. (default: :obj:`None`)
 
         Raises:
             InputError: If it cannot be written, or packages are missing.
         """
         content = ModelFolder(self.network, self.classes, self.ledger, self.metrics, self.side)
-        write_onnx(Path(path), content)
+        write_onnx(Path(path), content, int8)
         return Path(path)
 
     @classmethod

@@ -52,7 +52,7 @@ def model_card(
         "",
         "# Segmenter",
         "",
-        "A DeepLab-v2 that finds each pixel's class in a photo, trained with `pgnn_geo`.",
+        "A network that finds each pixel's class in a photo, trained with `pgnn_geo`.",
     ]
     body = [line for name, lines in sections.items() for line in ("", f"## {name}", "", *lines)]
     return "\n".join([*header, *body]) + "\n"

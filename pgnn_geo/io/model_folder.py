@@ -12,8 +12,9 @@ from pgnn_geo.io.files import atomic_folder, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.model_card import model_card
 from pgnn_geo.io.tensor_folder import check_tensors, import_safetensors, sha256_of
-from pgnn_geo.nn.deeplab import DeepLabV2
+from pgnn_geo.nn.architectures import network_from_config
 from pgnn_geo.nn.photo_views import PhotoNetwork
+from pgnn_geo.nn.segmentation_network import SegmentationNetwork
 
 _FORMAT = "pgnn_geo segmenter 1"
 _WEIGHTS, _CONFIG, _CARD = "model.safetensors", "config.json", "README.md"
@@ -40,7 +41,7 @@ def write_model_folder(folder: Path, content: ModelFolder) -> None:
     """
     safetensors = import_safetensors()
     network, classes, ledger, metrics, side = content
-    if not isinstance(network, DeepLabV2):
+    if not isinstance(network, SegmentationNetwork):
         raise InputError("this segmenter was read from an ONNX file; copy that")
     state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
     try:
@@ -50,7 +51,7 @@ def write_model_folder(folder: Path, content: ModelFolder) -> None:
             safetensors.torch.save_file(state, temporary / _WEIGHTS, metadata={"format": "pt"})
             config = {
                 "format": _FORMAT,
-                "network": {**network.config, "output_stride": network.backbone.output_stride},
+                "network": network.saved_config,
                 "classes": list(classes),
                 "supervision": ledger.to_dict(),
                 "side": side,
@@ -85,7 +86,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
         raise InputError(f"{path} is not the file that {_CONFIG} describes; copy both again.")
     try:
         with torch.device("meta"):  # takes no memory, whatever sizes the file asks for
-            network = DeepLabV2.from_config(config["network"])
+            network = network_from_config(config["network"])
         classes = tuple(str(name) for name in config["classes"])
         if len(classes) != network.num_classes:
             raise ValueError(f"{len(classes)} names for {network.num_classes} classes")

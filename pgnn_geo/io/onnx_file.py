@@ -4,6 +4,7 @@ import io
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,9 +17,10 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.io.files import atomic_write
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.model_folder import ModelFolder
+from pgnn_geo.io.onnx_int8 import quantized
 from pgnn_geo.io.tensor_folder import sha256_of
-from pgnn_geo.nn.deeplab import DeepLabV2
-from pgnn_geo.nn.photo_views import PhotoNetwork, evaluating
+from pgnn_geo.nn.photo_views import PhotoNetwork, evaluating, photo_pixels
+from pgnn_geo.nn.segmentation_network import SegmentationNetwork
 
 SUFFIX = ".onnx"
 _FORMAT = "pgnn_geo segmenter onnx 1"
@@ -64,7 +66,7 @@ class OnnxNetwork(PhotoNetwork):
         return torch.from_numpy(self.session.run([_OUTPUT], {_INPUT: pixels})[0])
 
 
-def write_onnx(path: Path, content: ModelFolder) -> None:
+def write_onnx(path: Path, content: ModelFolder, int8: Iterable[Tensor] | None = None) -> None:
     """Write a segmenter as one ONNX file, atomically; its parameters lie in the file.
 
     The input :obj:`images` is :math:`(B, 3, H, W)` float32, RGB in :math:`[0, 1]`, of any size;
@@ -75,6 +77,8 @@ def write_onnx(path: Path, content: ModelFolder) -> None:
     Args:
         path (Path): The file, which ends in ``.onnx``.
         content (ModelFolder): The segmenter.
+        int8 (iterable of torch.Tensor, optional): Photos for :func:`quantized`, which are shown
+            at the segmenter's side. (default: computed in float32)
 
     Raises:
         InputError: If the file cannot be written or is called something else, or packages of the
@@ -85,7 +89,7 @@ def write_onnx(path: Path, content: ModelFolder) -> None:
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise InputError(f"ONNX needs {', '.join(missing)}: pip install 'pgnn-geo[onnx]'")
     network, classes, ledger, metrics, side = content
-    if not isinstance(network, DeepLabV2):
+    if not isinstance(network, SegmentationNetwork):
         raise InputError("this segmenter was read from an ONNX file; copy that")
     example, any_size = torch.rand(2, 3, 65, 97, device=network.device), torch.export.Dim.DYNAMIC
     with evaluating(network), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
@@ -100,22 +104,26 @@ def write_onnx(path: Path, content: ModelFolder) -> None:
             dynamic_shapes=({0: any_size, 2: any_size, 3: any_size},),
         )
     assert program is not None  # as the exporter is asked for no file
+    model = program.model_proto
+    if int8 is not None:
+        seen = [photo_pixels(p, 1.0 if side is None else side / max(p.shape[1:])) for p in int8]
+        model = quantized(model, _INPUT, seen)
     values = {
         "format": _FORMAT,
         "supervision": ledger.to_dict(),
         "metrics": metrics,
         "network": network.config,
     }
-    program.model.metadata_props.update(
-        {
-            _CLASSES: json.dumps(list(classes)),
-            _SIDE: "" if side is None else str(side),
-            _KEY: json.dumps(values),
-        }
-    )
+    known = {
+        _CLASSES: json.dumps(list(classes)),
+        _SIDE: "" if side is None else str(side),
+        _KEY: json.dumps(values),
+    }
+    for key, value in known.items():
+        model.metadata_props.add(key=key, value=value)
     try:
         with atomic_write(path) as handle:
-            handle.write(program.model_proto.SerializeToString())
+            handle.write(model.SerializeToString())
     except OSError as error:
         raise InputError(f"'{path}' cannot be written: {error}") from error
 

@@ -9,6 +9,8 @@ from pgnn_geo.nn.deeplab import DeepLabV2
 from pgnn_geo.nn.pgnn import PGNN, PGNNOutput
 from pgnn_geo.nn.propagation import CongenericPropagation
 from pgnn_geo.nn.prototypes import ClassPrototypes
+from pgnn_geo.nn.segmentation_network import SegmentationNetwork
+from pgnn_geo.nn.torchvision_segmentation import TorchvisionSegmentation
 
 __all__ = [
     "PGNN",
@@ -22,6 +24,8 @@ __all__ = [
     "CongenericPropagation",
     "DeepLabV2",
     "PGNNOutput",
+    "SegmentationNetwork",
+    "TorchvisionSegmentation",
     "build_backbone",
     "normalize_attention",
 ]

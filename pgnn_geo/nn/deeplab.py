@@ -5,12 +5,11 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.nn.backbones import BackboneName, VGGBackbone, build_backbone
-from pgnn_geo.nn.photo_views import PhotoNetwork
+from pgnn_geo.nn.backbones import Backbone, BackboneName, VGGBackbone, build_backbone
+from pgnn_geo.nn.segmentation_network import SegmentationNetwork
 
 HeadName = Literal["aspp", "largefov"]
 
@@ -82,7 +81,7 @@ class DilatedHead(nn.Module):
         return logits
 
 
-class DeepLabV2(PhotoNetwork):
+class DeepLabV2(SegmentationNetwork):
     r"""`"DeepLab-v2" <https://arxiv.org/abs/1606.00915>`_ with an ASPP or LargeFOV head.
 
     Batch norms of a pretrained backbone are frozen, statistics and weights. On a VGG each branch of
@@ -108,6 +107,9 @@ class DeepLabV2(PhotoNetwork):
     Raises:
         InputError: If the backbone, the head or the dilations are unknown.
     """
+
+    backbone: Backbone
+    head: DilatedHead
 
     def __init__(
         self,
@@ -155,9 +157,25 @@ class DeepLabV2(PhotoNetwork):
         return model
 
     @property
+    def saved_config(self) -> dict[str, Any]:
+        """The :attr:`config` with the stride of now."""
+        return {**self.config, "output_stride": self.backbone.output_stride}
+
+    @property
     def device(self) -> torch.device:
         """Where the network is."""
         return self.backbone.device
+
+    def freeze(self, stages: int) -> None:
+        """Stop gradients in the first stages of the backbone.
+
+        Args:
+            stages (int): Their number.
+
+        Raises:
+            InputError: If the backbone has fewer.
+        """
+        self.backbone.freeze(stages)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits at the backbone's output stride."""
@@ -195,36 +213,3 @@ class DeepLabV2(PhotoNetwork):
             )
         self.backbone.set_output_stride(output_stride)
         self.head.set_dilations([int(dilation) for dilation in dilations])
-
-    @torch.no_grad()
-    def predict(self, images: Tensor, size: Sequence[int] | None = None) -> Tensor:
-        """Label probabilities :math:`(B, K+1, H, W)`; call :meth:`eval` first.
-
-        Args:
-            images (Tensor): Photographs.
-            size (sequence of int, optional): Height and width of the result, by default those of
-                the images. (default: :obj:`None`)
-        """
-        return upsample_logits(self(images), size or images.shape[-2:]).softmax(dim=1)
-
-    def parameter_groups(self, lr: float, head_factor: float = 10.0) -> list[dict[str, Any]]:
-        """Trainable parameters for an optimizer, the head's with a larger rate.
-
-        Args:
-            lr (float): Rate of the backbone.
-            head_factor (float): Multiple of it for the head. (default: :obj:`10.0`)
-        """
-        rates = {"backbone": lr, "head": lr * head_factor}
-        groups: list[dict[str, Any]] = []
-        for name, rate in rates.items():
-            part = self.get_submodule(name)
-            weights = [weight for weight in part.parameters() if weight.requires_grad]
-            if weights:
-                groups.append({"name": name, "params": weights, "lr": rate})
-        return groups
-
-
-def upsample_logits(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """Resize logits :math:`(B, L, h, w)` bilinearly to :obj:`size`, in float32 or better."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float))
-    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)

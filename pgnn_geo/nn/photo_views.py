@@ -67,15 +67,25 @@ def photo_views(
     maps = []
     with evaluating(network), autocast(precision, device):
         for scale in scales:
-            size = [max(1, round(n * unit * scale)) for n in image.shape[1:]]
-            pixels = F.to_dtype(F.resize(image, size, antialias=True), scale=True)
-            x = pixels[None].contiguous(memory_format=torch.channels_last)
+            x = photo_pixels(image, unit * scale)
             for mirrored in (False, True)[: 1 + flip]:
                 logits = network(x.flip(-1) if mirrored else x)[0].float()
                 logits = logits.flip(-1) if mirrored else logits
                 maps.append(logits if tags is None else logits[labels.to(device)])
     views = ViewAverage(maps, labels, num_labels)
     return views if image.shape == whole.shape else views.at(image.shape[1:])
+
+
+def photo_pixels(image: Tensor, scale: float) -> Tensor:
+    """Return a photo [3, H, W], uint8, as a network sees it: [1, 3, h, w] in [0, 1].
+
+    Args:
+        image (torch.Tensor): The photo.
+        scale (float): Its size in the network, as a multiple of its own.
+    """
+    size = [max(1, round(n * scale)) for n in image.shape[1:]]
+    pixels = F.to_dtype(F.resize(image, size, antialias=True), scale=True)
+    return pixels[None].contiguous(memory_format=torch.channels_last)
 
 
 def check_photo(image: Tensor) -> None:

@@ -6,18 +6,40 @@ from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.nn.backbones import BackboneName, resolve_weights
+from pgnn_geo.nn.backbones.weights import PretrainedWeights
 
 
 class NetworkChoice(Protocol):
-    """A backbone and where its weights come from."""
+    """A network and where the weights that it starts from come from."""
 
     @property
-    def backbone(self) -> BackboneName:  # noqa: D102
+    def trunk(self) -> str:
+        """What the weights are of, as people call it."""
         ...
 
-    @property
-    def weights(self) -> str | None:  # noqa: D102
+    def pretrained(self) -> PretrainedWeights | None:
+        """Return what is known of the weights; nothing is loaded.
+
+        Raises:
+            InputError: If they, or what they are for, are unknown.
+        """
         ...
+
+
+class BackboneChoice:
+    """The :class:`NetworkChoice` of a configuration that names a backbone and its weights."""
+
+    backbone: BackboneName
+    weights: str | None
+
+    @property
+    def trunk(self) -> str:
+        """The backbone."""
+        return self.backbone
+
+    def pretrained(self) -> PretrainedWeights | None:
+        """See :meth:`NetworkChoice.pretrained`."""
+        return resolve_weights(self.backbone, self.weights)
 
 
 class Job(Protocol):
@@ -34,7 +56,7 @@ class Job(Protocol):
 
 def ledger_of(config: Job, dataset: TaggedDataset) -> SupervisionLedger:
     """Return what a run of :obj:`config` is trained from."""
-    entry = resolve_weights(config.network.backbone, config.network.weights)
+    entry = config.network.pretrained()
     source = getattr(dataset, "tag_source", "given")
     return SupervisionLedger(
         tags=f"{source} ({config.data.name})",

@@ -112,7 +112,8 @@ class MutualComplement(Callback):
         counts = torch.zeros(2, dtype=torch.long)  # pixels, and those that changed
         shard = range(trainer.global_rank, len(photos), trainer.world_size)
         stems = self.data.stem_crops
-        stride = None if stems is not None else network.config["output_stride"]
+        # Training may be at another stride than prediction.
+        stride = None if stems is not None else network.config.get("output_stride")
         if torch.distributed.is_initialized():  # batch norms have seen other photos on each device
             for buffer in network.buffers():
                 torch.distributed.broadcast(buffer, 0)
@@ -128,6 +129,7 @@ class MutualComplement(Callback):
                     image, size = item["image"].as_subclass(Tensor), config.size
                     views = photo_views(network, image, precision=config.precision, side=size)
                 else:
+                    assert isinstance(network, DeepLabV2)  # which alone has stems
                     views = _stem_views(network, stems, index)
                 after = self._complement(views, item, before)
                 save_mask(folder / f"{item['image_id']}.png", after)

@@ -6,7 +6,6 @@ import torch
 
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
-from pgnn_geo.nn.backbones import resolve_weights
 from pgnn_geo.precision import check_devices, resolve_precision
 from pgnn_geo.training.job import NetworkChoice
 
@@ -32,16 +31,16 @@ def describe_machine() -> list[str]:
 def describe_backbone(network: NetworkChoice) -> list[str]:
     """Return what is known of a backbone's weights; nothing if they cannot be found out."""
     try:
-        weights = resolve_weights(network.backbone, network.weights)
+        weights = network.pretrained()
     except InputError:  # which find_problems tells
         return []
     if weights is None:
-        return [f"backbone: {network.backbone}, random weights"]
+        return [f"backbone: {network.trunk}, random weights"]
     mean, std = (
         ", ".join(f"{value:.3g}" for value in values) for values in (weights.mean, weights.std)
     )
     return [
-        f"backbone: {network.backbone}, {weights}",
+        f"backbone: {network.trunk}, {weights}",
         f"photos are normalised by mean {mean} and standard deviation {std}",
     ]
 
@@ -55,7 +54,7 @@ def find_problems(data: DataConfig | None, network: NetworkChoice, devices: int 
     except InputError as error:
         problems.append(str(error))
     try:
-        if entry := resolve_weights(network.backbone, network.weights):
+        if entry := network.pretrained():
             entry.load()
     except InputError as error:
         problems.append(str(error))

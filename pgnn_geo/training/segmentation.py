@@ -19,13 +19,14 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import FeatureBank
 from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.io.masks import IGNORE
-from pgnn_geo.nn.deeplab import DeepLabV2, HeadName, upsample_logits
+from pgnn_geo.nn.deeplab import DeepLabV2, HeadName
+from pgnn_geo.nn.segmentation_network import SegmentationNetwork, upsample_logits
 from pgnn_geo.precision import Precision, check_devices, resolve_precision
 from pgnn_geo.training.fitting import fit
 from pgnn_geo.training.stem_crops import StemCrops, padded_stems
 from pgnn_geo.training.stems import SeededItems, SeededOrder
 
-RecipeName = Literal["short", "deeplab"]
+RecipeName = Literal["short", "deeplab", "light"]
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ class SegmentationTrainingConfig:
         return TrainTransform(self.crop, scale=(low, high))
 
 
-#: ``short`` is for hundreds of photos on a CPU, ``deeplab`` for thousands on a GPU.
+#: ``short`` is for hundreds of photos on a CPU, ``deeplab`` for thousands on a GPU, ``light`` for
+#: torchvision's networks.
 RECIPES: dict[RecipeName, SegmentationTrainingConfig] = {
     "short": SegmentationTrainingConfig(
         head="largefov",
@@ -156,6 +158,18 @@ RECIPES: dict[RecipeName, SegmentationTrainingConfig] = {
         weight_decay=1e-2,
     ),
     "deeplab": SegmentationTrainingConfig(),
+    "light": SegmentationTrainingConfig(
+        epochs=30,
+        steps=None,
+        batch_size=8,
+        size=320,
+        crop=256,
+        scale=(0.75, 1.5),
+        optimizer="adamw",
+        lr=5e-4,
+        head_factor=2.0,
+        weight_decay=1e-2,
+    ),
 }
 
 
@@ -221,7 +235,7 @@ class SegmentationData(LightningDataModule):
 
 
 class SegmentationModule(LightningModule):
-    r"""Trains a :class:`~pgnn_geo.nn.DeepLabV2` by :func:`segmentation_loss`.
+    r"""Trains a :class:`~pgnn_geo.nn.SegmentationNetwork` by :func:`segmentation_loss`.
 
     Polynomial decay :math:`(1 - t/T)^{0.9}` per step. With several scales :math:`s` of the crop
     :math:`x`, as in DeepLab-v2,
@@ -230,11 +244,11 @@ class SegmentationModule(LightningModule):
         L = \sum_s \ell(z_s, y) + \ell(\max_s z_s, y), \qquad z_s = f(\mathrm{resize}_s(x))
 
     Args:
-        network (DeepLabV2): The network.
+        network (SegmentationNetwork): The network.
         config (SegmentationTrainingConfig): Hyper-parameters.
     """
 
-    def __init__(self, network: DeepLabV2, config: SegmentationTrainingConfig):
+    def __init__(self, network: SegmentationNetwork, config: SegmentationTrainingConfig):
         super().__init__()
         self.network = network
         self.config = config
@@ -248,6 +262,7 @@ class SegmentationModule(LightningModule):
         memory_format = _memory_format(self.config.precision)
         network = self.network
         if "stem" in batch:
+            assert isinstance(network, DeepLabV2)  # as train_segmentation sees to
             stems = batch["stem"].contiguous(memory_format=memory_format)
             return [network.head(network.backbone.trunk(stems))]
         images = batch["image"].contiguous(memory_format=memory_format)
@@ -294,7 +309,7 @@ class SegmentationModule(LightningModule):
 
 
 def train_segmentation(
-    network: DeepLabV2,
+    network: SegmentationNetwork,
     data: TaggedDataset | SegmentationData,
     out: Path,
     config: SegmentationTrainingConfig | None = None,
@@ -303,14 +318,14 @@ def train_segmentation(
     console: Console | None = None,
     progress: Progress = no_progress,
     stem_folder: Path | None = None,
-) -> DeepLabV2:
+) -> SegmentationNetwork:
     """Train :obj:`network` on label images; a run that was cut off goes on where it stopped.
 
     Lightning's checkpoint of the last epoch and TensorBoard's log lie in :obj:`out`.
 
     Args:
-        network (DeepLabV2): The network, trained in place; build it with
-            :obj:`config.head` after :func:`seed_everything`.
+        network (SegmentationNetwork): The network, trained in place; build it after
+            :func:`seed_everything`, a :class:`~pgnn_geo.nn.DeepLabV2` with :obj:`config.head`.
         data (TaggedDataset or SegmentationData): Photos whose masks are the labels to learn, see
             :meth:`~pgnn_geo.datasets.TaggedDataset.with_masks`; with
             :class:`~pgnn_geo.training.mutual.MutualComplement` the module that it changes.
@@ -336,9 +351,14 @@ def train_segmentation(
         data = SegmentationData(data, config)
     _check_labels(data.dataset, network)
     check_devices(config.devices)
-    network.backbone.freeze(config.freeze_stages)
+    network.freeze(config.freeze_stages)
     network.to(memory_format=_memory_format(config.precision))
     if config.augment == "window":
+        if not isinstance(network, DeepLabV2):
+            raise InputError(
+                f"augment='window': {type(network).__name__} has no frozen stages; want "
+                "augment='crop'"
+            )
         folder = stem_folder or out / "stems"
         data.stems = padded_stems(
             network.backbone, data.dataset, folder, config.size, config.precision, progress
@@ -362,7 +382,7 @@ def train_segmentation(
     return network.to(memory_format=torch.contiguous_format).eval()
 
 
-def _check_labels(dataset: TaggedDataset, network: DeepLabV2) -> None:
+def _check_labels(dataset: TaggedDataset, network: SegmentationNetwork) -> None:
     if len(dataset) == 0 or dataset.mask_path(0) is None:
         raise InputError("Training needs label images: see TaggedDataset.with_masks.")
     if network.num_classes != len(dataset.classes):

@@ -397,4 +397,4 @@ def test_a_foreign_checkpoint_is_refused(voc, tmp_path, capsys):
 def test_demo(tmp_path, capsys):
     main(["demo", f"--out={tmp_path}", "--epochs=1"])
     printed = capsys.readouterr().out
-    assert "P-GNN IoU" in printed and "DeepLab-v2 IoU" in printed
+    assert "P-GNN IoU" in printed and "segmenter IoU" in printed

@@ -58,8 +58,8 @@ def test_runs_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert found == [
         ("CAM, labels", f"train, {count}", cam),
         ("P-GNN, labels", f"train, {count}", pgnn),
-        ("DeepLab-v2", f"val, {count}", deeplab),
-        ("DeepLab-v2", f"val, {count}", cam),
+        ("segmenter", f"val, {count}", deeplab),
+        ("segmenter", f"val, {count}", cam),
     ]
     assert data["settings"] == [["train.lr", ["0.1", "0.2"]]]
     assert data["runs"][1]["supervision"] == ["tags: csv", "weights: none"]

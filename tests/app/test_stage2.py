@@ -6,6 +6,7 @@ import os
 import shutil
 from contextlib import redirect_stdout
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +14,14 @@ import torch
 from pgnn_geo.app.cli import main
 from pgnn_geo.app.config import SegmentationNetworkConfig, SegmentConfig
 from pgnn_geo.app.stage2 import labelled_photos
-from pgnn_geo.datasets import Shapes
+from pgnn_geo.datasets import Shapes, load_photo
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import load_mask, save_mask
 from pgnn_geo.metrics import ConfusionMatrix
+from pgnn_geo.nn import TorchvisionSegmentation
 
 TINY = [
     "--network.backbone=vgg_tiny",
@@ -144,6 +146,21 @@ def test_true_masks_are_in_the_ledger(shapes_root, tmp_path):
     assert (config["epochs"], config["steps"]) == (1, None)
 
 
+def test_a_light_network_of_torchvision_learns_and_is_read_back(shapes_root, labels, tmp_path):
+    out = tmp_path / "out"
+    light = "--network.architecture=lraspp_mobilenet_v3_large"
+    arguments = [f"--labels={labels}", f"--root={shapes_root}", f"--out={out}", light]
+    tiny = ["--network.weights=null", "--train.epochs=2", "--train.size=64", "--train.crop=64"]
+    main(["segment", *arguments, *tiny, "--recipe=light", "--train.workers=0"])
+    metrics = json.loads((out / "metrics.json").read_text())
+    segmenter = Segmenter.from_pretrained(out / "segmenter")
+    assert isinstance(segmenter.network, TorchvisionSegmentation)
+    assert segmenter.ledger.weights is None and segmenter.metrics == metrics["segmenter"]
+    image_id = next((out / "predictions").glob("*.png")).stem
+    photo = load_photo(next(Path(shapes_root).rglob(f"{image_id}.jpg")))
+    assert torch.equal(load_mask(out / "predictions" / f"{image_id}.png"), segmenter.label(photo))
+
+
 def error_of(capsys, *arguments):
     with pytest.raises(SystemExit) as stop:
         main(["segment", *arguments, *TINY])
@@ -182,6 +199,13 @@ def test_other_mistakes(shapes_root, damaged, tmp_path, capsys):
     assert "of the classes fish, bird" in error and "--classes" in error
     out = f"--out={tmp_path / 'truth'}"
     assert "not true masks" in error_of(capsys, "--labels=truth", "--mutual=tags", *arguments, out)
+    architecture = "--network.architecture=fcn_resnet50"
+    out = f"--out={tmp_path / 'light'}"
+    error = error_of(capsys, f"--labels={damaged}", *arguments, out, architecture)
+    assert "'vgg_tiny' is of deeplab_v2; fcn_resnet50 has its own" in error
+    with pytest.raises(SystemExit):
+        main(["segment", f"--labels={damaged}", *arguments, out, architecture])
+    assert "want the recipe 'light'" in capsys.readouterr().err
     (damaged / "labels.json").write_text("{}")
     out = f"--out={tmp_path / 'record'}"
     assert "supervision" in error_of(capsys, f"--labels={damaged}", *arguments, out)

@@ -6,7 +6,8 @@ from torch import nn
 from pgnn_geo.errors import InputError
 from pgnn_geo.nn import deeplab
 from pgnn_geo.nn.backbones import build_backbone
-from pgnn_geo.nn.deeplab import DeepLabV2, DilatedHead, upsample_logits
+from pgnn_geo.nn.deeplab import DeepLabV2, DilatedHead
+from pgnn_geo.nn.segmentation_network import upsample_logits
 
 
 def small(backbone="vgg16", **kwargs):

@@ -24,8 +24,8 @@ class Kind(NamedTuple):
 RESULTS = {
     "cam": Kind("CAM, labels", "split", "cam/labels"),
     "pgnn": Kind("P-GNN, labels", "split", "pgnn/labels"),
-    "segmentation": Kind("DeepLab-v2", "segmentation_split", "segmentation/predictions"),
-    "segmenter": Kind("DeepLab-v2", "split", "predictions"),
+    "segmentation": Kind("segmenter", "segmentation_split", "segmentation/predictions"),
+    "segmenter": Kind("segmenter", "split", "predictions"),
 }
 
 
