@@ -34,7 +34,7 @@ def quantized(model: Any, name: str, images: Sequence[Tensor]) -> Any:
     import onnx
     from onnxruntime import quantization
 
-    class Shown(quantization.CalibrationDataReader):  # type: ignore[misc]
+    class Shown(quantization.CalibrationDataReader):
         """Shows one image after the other."""
 
         def __init__(self) -> None:
