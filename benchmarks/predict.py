@@ -70,7 +70,7 @@ def main() -> None:
     loaded = [(name, *load(name, data.classes, args.side)) for name in args.segmenters]
     seconds: dict[str, list[float]] = {name: [] for name in args.segmenters}
     matrices = {name: ConfusionMatrix(len(data.classes), data.classes) for name in args.segmenters}
-    for name, segmenter, _ in loaded:  # what is set up once is not timed
+    for _, segmenter, _ in loaded:  # what is set up once is not timed
         segmenter.label(data[0]["image"].as_subclass(torch.Tensor))
     for index in range(len(data)):
         item = data[index]

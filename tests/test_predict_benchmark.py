@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from scripts import run_benchmark
 
-from pgnn_geo.datasets import Shapes
+from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.inference import Segmenter
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.metrics import ConfusionMatrix
@@ -17,7 +17,7 @@ LIGHT = "lraspp_mobilenet_v3_large"
 
 def test_segmenters_take_turns_and_are_measured(shapes_root: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    photos = Shapes(shapes_root, "val", (20, 10), 64)
+    photos = DataConfig("voc", str(shapes_root), "val").build(with_masks=True)
     network = DeepLabV2("vgg_tiny", 5, "largefov", hidden_channels=16, weights=None)
     torch.nn.init.normal_(network.head.branches[0][-1].weight)  # labels that differ
     segmenter = Segmenter(network, photos.classes, SupervisionLedger(), side=64)
