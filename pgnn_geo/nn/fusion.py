@@ -24,7 +24,7 @@ def is_eager(x: Tensor) -> bool:
     return (
         not is_compiling()
         and type(x) is Tensor
-        and not torch.jit.is_tracing()
+        and not torch._C._is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._functorch.is_legacy_batchedtensor(x)  # of many gradients at once
         and forward_ad._current_level < 0

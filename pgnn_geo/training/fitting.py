@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import nn
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader
 
 from pgnn_geo.errors import InputError
@@ -38,7 +39,7 @@ class SeededEpochs(Callback):
 
 def fit(
     module: LightningModule,
-    data: LightningDataModule | DataLoader,
+    data: LightningDataModule | DataLoader[Any],
     out: Path,
     epochs: int,
     seed: int,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pgnn_geo.datasets import Item, TaggedDataset
 from pgnn_geo.errors import InputError
-from pgnn_geo.features.stems import Progress, no_progress
+from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.io.files import mark_results, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_mask

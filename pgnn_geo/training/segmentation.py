@@ -214,7 +214,7 @@ class SegmentationData(LightningDataModule):
             return None
         return StemCrops(self.dataset, self.stems, self.config.size, self.config.crop)
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the current epoch: its own processes, with the labels of now."""
         trainer, config = self.trainer, self.config
         assert trainer is not None

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from pgnn_geo.precision import Precision
 from pgnn_geo.training.stems import stem_banks
 
 
-class StemCrops(Dataset):
+class StemCrops(Dataset[Any]):
     """Random windows of photos that are already passed through the backbone's frozen stages.
 
     The counterpart of :class:`~pgnn_geo.datasets.TrainTransform` at one scale. The item of a photo

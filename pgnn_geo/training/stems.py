@@ -21,7 +21,7 @@ from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision, default_device
 
 
-class StemDataset(Dataset):
+class StemDataset(Dataset[Any]):
     """A tagged data set whose photos are already passed through the backbone's frozen stages.
 
     An item has the :obj:`stem` :math:`(C, h, w)` of a window, the :obj:`window` in fractions of the
@@ -69,14 +69,14 @@ class StemDataset(Dataset):
         return torch.tensor([left, top, left + self.window, top + self.window]) / side
 
 
-class SeededItems(Dataset):
+class SeededItems(Dataset[Any]):
     """A data set whose items are drawn with a seed of their own, whichever process draws them.
 
     Args:
-        dataset (Dataset): Draws from PyTorch's global generator.
+        dataset (Dataset[Any]): Draws from PyTorch's global generator.
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Dataset[Any]):
         self.dataset = dataset
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
@@ -155,7 +155,7 @@ def group_loader(
     precision: Precision = "auto",
     workers: int = 1,
     progress: Progress = no_progress,
-) -> DataLoader:
+) -> DataLoader[Any]:
     """Return the loader of groups of same-class photos, as stage 1 sees them.
 
     What it draws depends on the seed and the epoch alone, not on the number of workers.

@@ -20,7 +20,7 @@ from pgnn_geo.precision import Precision
 from pgnn_geo.training.stems import SeededItems, stem_banks
 
 
-class BoxViewDataset(Dataset):
+class BoxViewDataset(Dataset[Any]):
     """Photos passed through a backbone's frozen stages at several sizes, with boxes in them.
 
     The item of a photo and a size is drawn: mirrored or not, and which boxes if there are more
@@ -101,7 +101,7 @@ class BoxViewData(LightningDataModule):
         self.seed = seed
         self.workers = workers
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader[Any]:
         """Return the loader of the current epoch."""
         trainer = self.trainer
         assert trainer is not None
