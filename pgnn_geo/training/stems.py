@@ -188,6 +188,7 @@ def group_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=partial(collate_groups, group_size=group_size),
+        pin_memory=torch.cuda.is_available(),
     )
 
 
