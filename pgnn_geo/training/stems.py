@@ -226,6 +226,10 @@ def tags_of(dataset: TaggedDataset) -> Tensor:
     return dataset.tags
 
 
+#: What :func:`photo_view` reads of a batch.
+VIEW_KEYS = ("index", "flip", "crop", "window")
+
+
 def photo_view(batch: dict[str, Any], sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     r"""What a batch shows: photos, boxes in their pixels, and whether they are mirrored.
 
