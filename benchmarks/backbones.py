@@ -4,8 +4,8 @@
 
 Each backbone is built with random weights, which change neither, in a process of its own, so that
 its peak of memory is its own. Photos go through it one by one, as `frozen_features` has them on a
-CPU, without their mirror images: with those the frozen flow takes twice as long. Strides are
-measured from the largest on, so that the peak of each is at or below that of the next.
+CPU, without their mirror images: with those the frozen flow takes twice as long. The peak is that
+of each stride, without the time in which the network was built (Linux; elsewhere with it).
 
 Writes `backbones.json` to OUT and, with `--readme`, the table into docs/guide/backbones.md.
 """
@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ def measure(name: str, size: int, photos: int) -> list[dict[str, Any]]:
     rows = []
     for stride in sorted(backbone.strides, reverse=True):
         backbone.set_output_stride(stride)
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         image = torch.rand(1, 3, size, size).contiguous(memory_format=torch.channels_last)
         seconds = []
         with torch.inference_mode():
