@@ -7,7 +7,8 @@ its peak of memory is its own. Photos go through it one by one, as `frozen_featu
 CPU, without their mirror images: with those the frozen flow takes twice as long. The peak is that
 of each stride, without the time in which the network was built (Linux; elsewhere with it).
 
-Writes `backbones.json` to OUT and, with `--readme`, the table into docs/guide/backbones.md.
+Writes `backbones.json` to OUT, in which those that are not measured again stay as they are, and with
+`--readme` the table into docs/guide/backbones.md.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from _common import machine, parser
 from _readme import put
 
-from pgnn_geo.io.files import atomic_write
+from pgnn_geo.io.files import write_json
 from pgnn_geo.io.run_folder import peak_memory
 from pgnn_geo.nn.backbones import build_backbone
 
@@ -107,20 +108,25 @@ def main() -> None:
         (name,) = args.backbones
         print(json.dumps(measure(name, args.size, args.photos)))
         return
-    rows = []
+    about = machine("cpu") | {"threads": args.threads}
+    rows, file = [], args.out / "backbones.json"
+    same = {"cpu": about["cpu"], "torch": about["torch"], "threads": args.threads}
+    found = json.loads(file.read_text()) if file.is_file() else {"size": None}
+    if found["size"] == args.size and same.items() <= found["machine"].items():
+        rows = [row for row in found["rows"] if row["backbone"] not in args.backbones]
     for name in args.backbones:
         command = [sys.executable, __file__, "--here", f"--backbones={name}"]
         command += [f"--{key}={getattr(args, key)}" for key in ("size", "photos", "threads")]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows += json.loads(done.stdout.splitlines()[-1])
         print(f"{name} done", flush=True)
-    about = machine("cpu") | {"threads": args.threads}
+    names = list(dict.fromkeys([*FAMILIES, *(row["backbone"] for row in rows)]))
+    rows.sort(key=lambda row: names.index(row["backbone"]))
     said = (
         f"{args.threads} thread(s) of {about['cpu']}, torch {about['torch']}, float32, photos of "
         f"{args.size} x {args.size}, load {about['load']:.1f}"
     )
-    with atomic_write(args.out / "backbones.json") as handle:
-        handle.write(json.dumps({"machine": about, "rows": rows}, indent=1).encode())
+    write_json(file, {"machine": about, "size": args.size, "rows": rows})
     print(f"{table(rows)}\n\n({said})")
     if args.readme:
         put(args.page, "backbones", f"{table(rows)}\n\n({said})")

@@ -43,4 +43,7 @@ def test_strides_memory_and_speed_by_process(tmp_path: Path, capfd: pytest.Captu
     text = page.read_text()
     assert text.startswith("before\n<!-- backbones -->\n| backbone |") and text.endswith("after\n")
     assert "old" not in text and "| `resnet18` | 11.2 million | 8 | 8 x 8 | 256 + 512 |" in text
+    run_benchmark("backbones", *options, f"--out={tmp_path}", "--backbones", "vgg_tiny")
+    again = json.loads((tmp_path / "backbones.json").read_text())["rows"]
+    assert again[2:] == found["rows"][2:] and len(again) == 5  # resnet18 is as it was
     assert found["machine"]["cpu"] in text and "1 thread(s)" in text
