@@ -7,7 +7,7 @@ its peak of memory is its own. Photos go through it one by one, as `frozen_featu
 CPU, without their mirror images: with those the frozen flow takes twice as long. The peak is that
 of each stride, without the time in which the network was built (Linux; elsewhere with it).
 
-Writes `backbones.json` to OUT, in which those that are not measured again stay as they are, and with
+Writes `backbones.json` to OUT, where those that are not measured again stay as they are, and with
 `--readme` the table into docs/guide/backbones.md.
 """
 
