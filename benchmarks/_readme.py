@@ -39,15 +39,21 @@ def paste(report: Report, path: Path = README) -> None:
     Raises:
         ValueError: If a table has no place.
     """
-    text = path.read_text()
     for what in dict.fromkeys(row["what"] for row in report.cases):
-        marker = f"<!-- {report.name} {what} -->"
-        place = re.compile(re.escape(marker) + r".*?<!-- end -->", re.DOTALL)
-        if not place.search(text):
-            raise ValueError(f"{path} has no place for a table: {marker} ... <!-- end -->")
         table = side_by_side([row for row in report.cases if row["what"] == what])
         on = f"{report.machine['threads']} threads of {report.machine['cpu']}, "
         on += f"torch {report.machine['torch']}, load {report.machine['load']:.1f}"
-        new = f"{marker}\n{table}\n\n({on})\n<!-- end -->"
-        text = place.sub(lambda _, new=new: new, text)
-    path.write_text(text)
+        put(path, f"{report.name} {what}", f"{table}\n\n({on})")
+
+
+def put(path: Path, name: str, text: str) -> None:
+    """Put a text into a page in the place of what stands from `<!-- NAME -->` to `<!-- end -->`.
+
+    Raises:
+        ValueError: If there is no such place.
+    """
+    page, marker = path.read_text(), f"<!-- {name} -->"
+    place = re.compile(re.escape(marker) + r".*?<!-- end -->", re.DOTALL)
+    if not place.search(page):
+        raise ValueError(f"{path} has no place for a table: {marker} ... <!-- end -->")
+    path.write_text(place.sub(lambda _: f"{marker}\n{text}\n<!-- end -->", page))

@@ -27,25 +27,35 @@ def check_devices(devices: int) -> None:
         raise InputError(f"devices={devices}: want {limit}")
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether this machine multiplies bfloat16 matrices in hardware.
+def has_fast_bfloat16(device: torch.device | None = None) -> bool:
+    """Whether a device multiplies bfloat16 matrices in hardware.
 
     On CPUs without AMX or AVX512-bf16 the type is emulated and many times slower than float32.
+
+    Args:
+        device (torch.device, optional): The device; :func:`default_device` if not given.
     """
-    if torch.cuda.is_available():
+    if (device or default_device()).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
-def resolve_precision(precision: Precision = "auto") -> TruePrecision:
-    """Return Lightning's name of the precision; :obj:`"auto"` takes bfloat16 where it is fast."""
+def resolve_precision(
+    precision: Precision = "auto", device: torch.device | None = None
+) -> TruePrecision:
+    """Return Lightning's name of the precision; :obj:`"auto"` takes bfloat16 where it is fast.
+
+    Args:
+        precision (str): :obj:`"auto"` or one of Lightning's names. (default: :obj:`"auto"`)
+        device (torch.device, optional): Where it is for; :func:`default_device` if not given.
+    """
     if precision != "auto":
         return precision
-    return "bf16-mixed" if has_fast_bfloat16() else "32-true"
+    return "bf16-mixed" if has_fast_bfloat16(device) else "32-true"
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """Return the context in which a network runs in :obj:`precision` on :obj:`device`."""
-    name = resolve_precision(precision)
+    name = resolve_precision(precision, device)
     dtype = torch.float16 if name == "16-mixed" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=name != "32-true")

@@ -42,7 +42,7 @@ try:
     from pgnn_geo.app.demo import demo_config
     from pgnn_geo.app.labelling import label as label_photos
     from pgnn_geo.app.launch import check_alone, errors_as_lines, join
-    from pgnn_geo.app.recipes import recipe_file
+    from pgnn_geo.app.recipes import recipe_defaults, recipe_file
     from pgnn_geo.boxes.cli import adjuster, detect
     from pgnn_geo.boxes.config import BoxConfig
     from pgnn_geo.datasets.config import DataConfig
@@ -366,9 +366,11 @@ def main(args: list[str] | None = None) -> None:
         given = sys.argv[1:] if args is None else args
         check_alone(given[0] if given else "")
         recipes = {"run": recipe_file(given)} if given[:1] == ["run"] else {}
-        run_command(
-            "pgnn-geo", [*commands, evaluate, report, doctor, detect, adjuster], recipes, args
-        )
+        shared = {}
+        if given[:1] == ["doctor"]:
+            shared = {"doctor": recipe_defaults(recipe_file(given), doctor)}
+        commands += [evaluate, report, doctor, detect, adjuster]
+        run_command("pgnn-geo", commands, recipes, args, shared)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pgnn_geo.app.config import ModelConfig
+from pgnn_geo.app.config import FlowName, LabelConfig, ModelConfig
+from pgnn_geo.app.cost import describe_cost, measure_rates, predict_cost
 from pgnn_geo.app.evaluation import evaluate as evaluate_labels
 from pgnn_geo.app.launch import join
 from pgnn_geo.app.report import read_run, write_report
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
+from pgnn_geo.features import FrozenFeatureConfig
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.run_folder import console, progress
+from pgnn_geo.labels.frozen import EvidenceConfig
 from pgnn_geo.training.preflight import describe_backbone, describe_machine, find_problems
 from pgnn_geo.viz.report import score_table
 
-NETWORK = ModelConfig()
+NETWORK, LABELS = ModelConfig(), LabelConfig()
+FEATURES, EVIDENCE = FrozenFeatureConfig(), EvidenceConfig()
 
 
 def evaluate(
@@ -54,20 +58,39 @@ def report(runs: list[str], out: str = "report.html") -> None:
     console.print(f"report: {path}")
 
 
-def doctor(root: str | None = None, network: ModelConfig = NETWORK, **source: Any) -> None:
-    """Check packages, weights and (with --root) every photo, tag and mask; say what to fix.
+def doctor(
+    root: str | None = None,
+    recipe: str = "best",
+    flow: FlowName = "frozen",
+    network: ModelConfig = NETWORK,
+    features: FrozenFeatureConfig = FEATURES,
+    evidence: EvidenceConfig = EVIDENCE,
+    labels: LabelConfig = LABELS,
+    **source: Any,
+) -> None:
+    """Check packages, weights and (with --root) all photos; say what to fix, what a run takes.
 
     Args:
         root: Folder of the data set; without it only packages and weights are checked.
+        recipe: See "run": where options come from that are not given.
+        flow: See "run"; what stage 1 takes is predicted for the frozen flow.
         network: The network whose weights are checked.
+        features, evidence, labels: See "run"; on them depends what stage 1 takes.
         **source: Which photos, tags and classes.
     """
     for line in [*describe_machine(), *describe_backbone(network)]:
         console.print(line, highlight=False, soft_wrap=True)
     photos = None if root is None else DataConfig(root=root, **source)
     problems = find_problems(photos, network)
-    if not problems:
-        console.print("no problem found")
+    lines = []
+    if photos is not None and not problems and flow == "frozen" and network.weights is not None:
+        try:
+            work, rates = measure_rates(photos.build(), network, features, evidence, labels)
+            lines = describe_cost(work, predict_cost(work, rates))
+        except InputError as error:
+            problems.append(str(error))
+    for line in [*([] if problems else ["no problem found"]), *lines]:
+        console.print(line, highlight=False, soft_wrap=True)
     exit_with(problems)
 
 

@@ -76,6 +76,7 @@ def run_command(
     commands: Sequence[Callable[..., None]],
     recipes: Mapping[str, Path],
     args: Sequence[str] | None = None,
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Run the command that arguments name; each command is a function.
 
@@ -86,6 +87,7 @@ def run_command(
         commands (sequence of callable): The commands; their arguments are the options.
         recipes (mapping): For a command's name, a YAML file of its options' default values.
         args (sequence of str, optional): The arguments; those of the program if not given.
+        defaults (mapping, optional): For a command's name, default values of some of its options.
     """
     parser = Parser(prog=program)
     subcommands = parser.add_subcommands(required=True)
@@ -102,6 +104,7 @@ def run_command(
         said = "modules that register backbones, data sets, ... of your own"
         options.add_argument("--imports", type=list[str], default=[], help=said)
         options.add_function_arguments(command, as_group=False, sub_configs=True)
+        options.set_defaults(dict((defaults or {}).get(name, {})))
         subcommands.add_subcommand(name, options, help=title)
     chosen = parser.parse_args(args)
     import_modules(chosen[chosen.subcommand].pop("imports"))  # before configurations check names

@@ -32,7 +32,7 @@ from pgnn_geo.boxes.photo_boxes import PhotoBoxes
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.errors import InputError
-from pgnn_geo.features import FeatureBank
+from pgnn_geo.features import FeatureBank, resident
 from pgnn_geo.io.checkpoint import load_attention_model
 from pgnn_geo.io.files import first_difference, mark_results, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
@@ -223,7 +223,7 @@ def _evidence(
 
     def make() -> tuple[list[Tensor], list[dict[str, Any]]]:
         bank, model = labeller.to(device).bank(dataset, cache, progress, ranks), labeller.model
-        rows = model.maps(bank, tags, step, device, ranks).maps
+        rows = model.maps(resident(bank, device), tags, step, device, ranks).maps
         wanted = step == "classifier" and ranks.is_first
         explained = _explained(model, bank, dataset, tags) if wanted else []
         return list(rows.split(tags.bool().sum(dim=1).tolist())), explained
@@ -331,13 +331,16 @@ def label_images(
         sharing (int): Processes that do the same on this machine. (default: :obj:`1`)
     """
     wanted = range(len(dataset)) if photos is None else photos
+    device = default_device()
 
     def shown() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for index in progress(wanted, "write labels", len(wanted)):
             item = dataset[index]
             tagged = item["tags"].nonzero()[:, 0] + 1
-            yield item["image"].as_subclass(Tensor), attention[index], tagged
+            image = item["image"].as_subclass(Tensor)
+            yield image.to(device), attention[index].to(device), tagged.to(device)
 
     refinement = config.build_refinement(workers=max(1, (os.cpu_count() or 1) // sharing))
     with refinement or nullcontext():
-        yield from refined_labels(shown(), refinement, config.background, config.power)
+        for label in refined_labels(shown(), refinement, config.background, config.power):
+            yield label.cpu()

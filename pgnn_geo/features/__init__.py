@@ -1,6 +1,7 @@
 """Features of a whole data set, computed once and kept on disk."""
 
 from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.device import ResidentFeatures, resident
 from pgnn_geo.features.frozen import FrozenFeatureConfig, frozen_features
 from pgnn_geo.features.stems import stem_bank, stem_batches
 from pgnn_geo.features.views import Progress, View, no_progress, photo_batches
@@ -10,11 +11,13 @@ __all__ = [
     "FeatureBank",
     "FrozenFeatureConfig",
     "Progress",
+    "ResidentFeatures",
     "View",
     "WhitenedFeatures",
     "frozen_features",
     "no_progress",
     "photo_batches",
+    "resident",
     "stem_bank",
     "stem_batches",
 ]

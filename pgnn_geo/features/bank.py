@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.io.files import write_json
+from pgnn_geo.io.files import npy_size, write_json
 from pgnn_geo.ranks import ALONE, Ranks
 
-#: Bytes that are written between two notes of how far the file is.
+#: Bytes, or seconds, between two notes of how far the file is.
 _NOTE_EVERY = 1 << 26
+_NOTE_SECONDS = 10.0
 
 
 class FeatureBank:
@@ -118,6 +120,11 @@ class FeatureBank:
                     "kept; make room, or choose another folder, and repeat the command."
                 ) from error
         return cls(target)
+
+    @staticmethod
+    def file_size(count: int, channels: int, side: int) -> int:
+        """Return the bytes of the file of a bank of squares, known before it is written."""
+        return npy_size((count, side, side, channels), np.float16)
 
     @staticmethod
     def is_current(path: str | os.PathLike[str], key: dict[str, object]) -> bool:
@@ -223,7 +230,7 @@ def _rows(
 
 def _create(part: Path, shape: tuple[int, ...] | None) -> None:
     if not part.exists() and shape is not None:
-        _check_room(part.parent, 2 * math.prod(shape))
+        _check_room(part.parent, npy_size(shape, np.float16))
         np.lib.format.open_memmap(part, "w+", np.float16, shape)
 
 
@@ -254,7 +261,7 @@ def _write(
     note = part.with_name(f"{part.stem}{number}.json")
     found = _read_json(note) if ranks.is_first else None
     runs = [] if found is None else list(found["rows"])
-    size, written = 2 * math.prod(array.shape[1:]), 0
+    size, written, noted = 2 * math.prod(array.shape[1:]), 0, time.monotonic()
     # Not through the map: a full disk would be a bus error, and other machines would write over it.
     with open(part, "r+b", buffering=0) as file:
 
@@ -271,9 +278,10 @@ def _write(
                     runs[-1][1] += len(values)
                 else:
                     runs.append([row, row + len(values)])
-                if (written := written + values.nbytes) >= _NOTE_EVERY:
+                written, now = written + values.nbytes, time.monotonic()
+                if written >= _NOTE_EVERY or now - noted >= _NOTE_SECONDS:
                     put_down()
-                    written = 0
+                    written, noted = 0, now
                 batch = next(batches, None)
         except BaseException:
             with suppress(OSError):  # on a full disk the last note stands

@@ -1,5 +1,7 @@
 """What a pretrained backbone says of every photo, before anything has been trained."""
 
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from torch import Tensor
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.device import on_device
 from pgnn_geo.features.views import (
     Progress,
     View,
@@ -22,6 +25,9 @@ from pgnn_geo.features.views import (
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision, autocast, resolve_precision
 from pgnn_geo.ranks import ALONE, Ranks
+
+#: Photos that go through a GPU at a time.
+_GPU_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -108,15 +114,19 @@ def frozen_features(
             "stride": config.stride,
             "output_stride": backbone.output_stride,
             "flip": config.flip,
-            "precision": resolve_precision(config.precision),
+            "precision": resolve_precision(config.precision, backbone.device),
         }
-        channels = sum(part.size(1) for part in _stages(backbone, torch.zeros(1, 3, 32, 32), 1))
-        size = 2 * len(dataset) * channels * config.side**2 / 1e9
+        image = on_device(torch.zeros(1, 3, 32, 32), backbone.device)
+        channels = sum(part.size(1) for part in _stages(backbone, image, 1))
+        size = FeatureBank.file_size(len(dataset), channels, config.side) / 1e9
+
+        gpu = backbone.device.type == "cuda"
+        batch, workers = (_GPU_BATCH, min(8, os.cpu_count() or 1)) if gpu else (1, 1)
 
         def batches(first: int) -> Iterator[Tensor]:
-            photos = photo_batches(dataset, View(config.size), 1, first=first)
+            photos = photo_batches(dataset, View(config.size), batch, workers, first)
             title = f"features, {size:.2g} GB in {folder}"
-            for images in progress(photos, title, len(dataset) - first):
+            for images in progress(photos, title, math.ceil((len(dataset) - first) / batch)):
                 yield _features(backbone, images, config)
 
         name = f"frozen-{View(config.size)}-{config.stride}{'-both' if config.flip else ''}.npy"
@@ -126,6 +136,7 @@ def frozen_features(
 
 
 def _features(backbone: Backbone, images: Tensor, config: FrozenFeatureConfig) -> Tensor:
+    images = on_device(images, backbone.device)
     views = torch.cat([images, images.flip(-1)]) if config.flip else images
     with autocast(config.precision, backbone.device):
         levels = _stages(backbone, views, config.side)
@@ -141,7 +152,7 @@ def _features(backbone: Backbone, images: Tensor, config: FrozenFeatureConfig) -
 
 def _stages(backbone: Backbone, images: Tensor, side: int) -> list[Tensor]:
     """Return the outputs of the last two stages, at so many positions per side."""
-    levels = backbone.last_two(images.to(backbone.device, memory_format=torch.channels_last))
+    levels = backbone.last_two(images)
     return [
         F.adaptive_avg_pool2d(level, side)
         if level.size(-1) >= side

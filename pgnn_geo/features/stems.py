@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.device import on_device
 from pgnn_geo.features.views import (
     Progress,
     View,
@@ -23,9 +24,9 @@ from pgnn_geo.precision import Precision, autocast, resolve_precision
 def _run(
     network: Callable[[Tensor], Tensor], x: Tensor, device: torch.device, precision: Precision
 ) -> Tensor:
-    """Run a network without gradients; channels last, in which its convolutions are faster."""
+    """Run a network without gradients."""
     with autocast(precision, device):
-        return network(x.to(device, memory_format=torch.channels_last)).float()
+        return network(on_device(x, device)).float()
 
 
 @torch.inference_mode()
@@ -57,7 +58,7 @@ def stem_bank(
         "weights": digest_of_tensors(frozen),
         "view": str(view),
         "stages": backbone.frozen_stages,
-        "precision": resolve_precision(precision),
+        "precision": resolve_precision(precision, backbone.device),
     }
 
     def batches(first: int) -> Iterator[Tensor]:

@@ -60,8 +60,13 @@ def photo_batches(
         first (int): The photo to begin with. (default: :obj:`0`)
     """
     photos = Subset(dataset.with_transform(view.transform), range(first, len(dataset)))
-    loader = DataLoader(photos, batch_size=batch_size, num_workers=workers, collate_fn=_images)
-    yield from loader
+    yield from DataLoader(
+        photos,
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_images,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 def _images(items: list[dict[str, Any]]) -> Tensor:

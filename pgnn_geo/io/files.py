@@ -1,13 +1,18 @@
 """Atomic file output: a reader sees the old file or the whole new one, never a torn one."""
 
+import io
 import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import DTypeLike
 
 #: File in a folder of results: images in there, and below it, are never taken for photos.
 RESULT_MARK = ".pgnn_geo"
@@ -89,6 +94,14 @@ def mark_results(folder: str | os.PathLike[str]) -> None:
     if not path.is_file():
         with atomic_write(path) as handle:
             handle.write(b"Results of pgnn_geo: images in this folder are not read as photos.\n")
+
+
+def npy_size(shape: Sequence[int], dtype: DTypeLike) -> int:
+    """Return the bytes of the :obj:`.npy` file of an array, known before it is written."""
+    header = io.BytesIO()
+    about = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(shape)}
+    np.lib.format.write_array_header_1_0(header, about)
+    return header.tell() + math.prod(shape) * np.dtype(dtype).itemsize
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
@@ -112,7 +112,7 @@ def recording(path: Path) -> Iterator[None]:
 @contextmanager
 def timed(title: str) -> Iterator[None]:
     """Print how long something took; write what it cost, if a file is :func:`recording`."""
-    start, processor = time.perf_counter(), _processor_seconds()
+    start, processor = time.perf_counter(), processor_seconds()
     yield
     seconds = time.perf_counter() - start
     console.print(f"{title}: {seconds:.0f} s", highlight=False)
@@ -121,20 +121,24 @@ def timed(title: str) -> Iterator[None]:
     entry = {
         "stage": title.replace(f"{path.parent}{os.sep}", ""),
         "seconds": round(seconds, 2),
-        "processor_seconds": round(_processor_seconds() - processor, 2),
-        "peak_memory": _peak_memory(),
+        "processor_seconds": round(processor_seconds() - processor, 2),
+        "peak_memory": peak_memory(),
         "disk": sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file()),
     }
     stages = json.loads(path.read_text()) if path.is_file() else []
     write_json(path, [*stages, entry])
 
 
-def _processor_seconds() -> float:
+def processor_seconds() -> float:
+    """Seconds of processor that this process has taken, and its children that ended."""
     return sum(os.times()[:4])
 
 
-def _peak_memory() -> int | None:
-    """Bytes; :obj:`None` where the system does not say."""
+def peak_memory() -> int | None:
+    """The most bytes that the process has held; :obj:`None` where the system does not say."""
+    with suppress(OSError, IndexError):  # of Linux, where `ru_maxrss` is the parent's if larger
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
     try:
         import resource
     except ModuleNotFoundError:  # Windows

@@ -16,6 +16,7 @@ from pgnn_geo.features import (
     Progress,
     frozen_features,
     no_progress,
+    resident,
 )
 from pgnn_geo.features.views import digest_of_tensors
 from pgnn_geo.io.ledger import SupervisionLedger
@@ -110,7 +111,7 @@ class Labeller:
         features = features or FrozenFeatureConfig()
         backbone = source.build().to(device)
         bank = frozen_features(backbone, dataset, folder, features, progress, ranks)
-        model = fit_evidence(bank, dataset.tags, config, device, ranks)
+        model = fit_evidence(resident(bank, device), dataset.tags, config, device, ranks)
         return cls(source, backbone, features, model, dataset.classes, ledger, labels)
 
     def bank(

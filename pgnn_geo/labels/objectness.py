@@ -91,8 +91,9 @@ def fit_objectness(
         label = confident_labels(values, graphs.tags, foreground, background)
         unit = centered_unit(graphs.x, mean)
         nodes = len(values) // len(graphs.photos)
-        for u, y, tags in zip(*(x.split(nodes) for x in (unit, label, graphs.tags)), strict=True):
-            sums.add(u, y, tags[0])
+        tags = maps.tags[graphs.photos].bool().cpu()  # a mask on a GPU would be waited for
+        for u, y, own in zip(unit.split(nodes), label.split(nodes), tags, strict=True):
+            sums.add(u, y, own)
     # Both sides of a class are needed: its objects, and the background of the same photos.
     seen = (sums.object_count > 0) & (sums.around_count > 0)
     weight = seen * sums.object_count.clamp(min=1) ** (1 - balance)

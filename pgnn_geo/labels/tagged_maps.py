@@ -35,8 +35,8 @@ class TaggedMaps:
 
     def put(self, rows: Tensor, photos: Tensor, maps: Tensor) -> None:
         """Write maps :obj:`[b, K, h, w]` of photos :obj:`[b]` into :obj:`rows` :obj:`[R, h, w]`."""
-        own = self.row(photos)
-        rows[own[own >= 0]] = maps.to(rows)[own.to(maps.device) >= 0]
+        own, values = self.row(photos).to(rows.device), maps.to(rows)
+        rows[own[own >= 0]] = values[own >= 0]
 
     @classmethod
     def empty(cls, tags: Tensor, side: int) -> "TaggedMaps":

@@ -30,7 +30,7 @@ from pgnn_geo.training.complementary import (
 )
 from pgnn_geo.training.completion import MapCompletion
 from pgnn_geo.training.fitting import fit, last_checkpoint
-from pgnn_geo.training.stems import graph_of, group_loader, photo_view, with_boxes
+from pgnn_geo.training.stems import VIEW_KEYS, graph_of, group_loader, photo_view, with_boxes
 
 COMPLETION = MapConfig(source="backbone", activation="relu", propagate="both", output_stride=8)
 
@@ -157,6 +157,15 @@ class AttentionModule(LightningModule):
                 else "The network's nodes are not boxes; it has no use for those given."
             )
         self.boxes = boxes
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Leave here by what photos are looked up: from a GPU it would be waited for."""
+        here = {name: batch[name] for name in VIEW_KEYS if name in batch}
+        others = {name: value for name, value in batch.items() if name not in here}
+        moved: dict[str, Any] = super().transfer_batch_to_device(others, device, dataloader_idx)
+        return moved | here
 
     def features(self, batch: dict[str, Any]) -> Tensor:
         """Run the backbone on a batch that holds either :obj:`image` or the frozen :obj:`stem`."""

@@ -230,6 +230,7 @@ class SegmentationData(LightningDataModule):
             sampler=SeededOrder(sampler, key),
             num_workers=config.workers,
             collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # an iterator takes nothing from the chance of training
         )
 

@@ -188,6 +188,7 @@ def group_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         collate_fn=partial(collate_groups, group_size=group_size),
+        pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -223,6 +224,10 @@ def tags_of(dataset: TaggedDataset) -> Tensor:
     if dataset.tags is None:
         raise InputError("Training needs image tags; this split has none.")
     return dataset.tags
+
+
+#: What :func:`photo_view` reads of a batch.
+VIEW_KEYS = ("index", "flip", "crop", "window")
 
 
 def photo_view(batch: dict[str, Any], sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -70,7 +70,7 @@ def test_a_shortened_bank_is_made_anew(tmp_path):
 KILLED = """
 import os, signal, sys, torch
 from pgnn_geo.features import FeatureBank, bank
-bank._NOTE_EVERY = 3 * 72  # bytes: three photos
+bank._NOTE_EVERY, bank._NOTE_SECONDS = float(sys.argv[2]), float(sys.argv[3])
 def features(first):
     for i in range(first, 10):
         if i == 8:
@@ -80,10 +80,17 @@ FeatureBank.build(sys.argv[1], features, 10, {"weights": "a"})
 """
 
 
-@pytest.mark.parametrize(("key", "first"), [("a", 6), ("b", 0)])
-def test_a_killed_writing_goes_on_where_it_was(tmp_path, key, first):
+THREE_PHOTOS, ALWAYS, NEVER = str(3 * 72), "0", "inf"
+
+
+@pytest.mark.parametrize(
+    ("key", "size", "seconds", "first"),
+    [("a", THREE_PHOTOS, NEVER, 6), ("b", THREE_PHOTOS, NEVER, 0), ("a", NEVER, ALWAYS, 8)],
+)
+def test_a_killed_writing_goes_on_where_it_was(tmp_path, key, size, seconds, first):
     path = tmp_path / "bank.npy"
-    process = subprocess.run([sys.executable, "-c", KILLED, path], env={**os.environ})
+    command = [sys.executable, "-c", KILLED, path, size, seconds]
+    process = subprocess.run(command, env={**os.environ})
     assert process.returncode == -signal.SIGKILL and not path.exists()
     asked = []
 
@@ -99,7 +106,8 @@ def test_a_killed_writing_goes_on_where_it_was(tmp_path, key, first):
 
 def test_a_spoilt_note_is_not_trusted(tmp_path):
     path = tmp_path / "bank.npy"
-    subprocess.run([sys.executable, "-c", KILLED, path], env={**os.environ})
+    command = [sys.executable, "-c", KILLED, path, THREE_PHOTOS, NEVER]
+    subprocess.run(command, env={**os.environ})
     (tmp_path / ".bank.npy.json").write_text("{")
     rows = torch.randn(10, 4, 3, 3).half().float()
     assert torch.equal(FeatureBank.build(path, given(rows), 10, {"weights": "a"})[[7]], rows[[7]])
@@ -130,7 +138,7 @@ def test_some_of_the_channels(tmp_path):
 
 
 def test_a_bank_without_room_is_refused_before_the_second_batch(tmp_path, monkeypatch):
-    usage = SimpleNamespace(free=2 * 30 * 4 * 3 * 5 - 1)
+    usage = SimpleNamespace(free=128 + 2 * 30 * 4 * 3 * 5 - 1)  # header and values
     monkeypatch.setattr(bank.shutil, "disk_usage", lambda folder: usage)
     batches = iter([torch.zeros(10, 4, 3, 5)] * 3)
     with pytest.raises(InputError, match="do not fit"):

@@ -7,8 +7,10 @@ from pgnn_geo import precision
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.errors import InputError
 from pgnn_geo.nn import PGNN
-from pgnn_geo.training.attention import AttentionTrainingConfig, train_attention
+from pgnn_geo.training.attention import AttentionModule, AttentionTrainingConfig, train_attention
+from pgnn_geo.training.stems import group_loader, photo_view
 
+SIZES = torch.full((20, 2), 64)
 CONFIG = AttentionTrainingConfig(
     epochs=1,
     completion_epochs=0,
@@ -86,6 +88,21 @@ def test_precision_follows_the_machine(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert precision.resolve_precision("auto") == "32-true"
     assert precision.resolve_precision("bf16-mixed") == "bf16-mixed"
+
+
+def test_what_photos_are_looked_up_by_stays_here(shapes, tmp_path):
+    """A device that holds no values stands for a GPU, from which they would be waited for."""
+    for augment, place in (("window", "window"), ("crop", "crop")):
+        options = {"augment": augment, "size": 32, "groups_per_batch": 2, "workers": 0}
+        batch = next(iter(group_loader(tiny().backbone, shapes, tmp_path, **options)))
+        module = AttentionModule(tiny(), CONFIG)
+        moved = module.transfer_batch_to_device(batch, torch.device("meta"), 0)
+        assert moved.keys() == batch.keys()
+        assert {n for n, v in moved.items() if getattr(v, "device", v) == torch.device("cpu")} == {
+            *("index", "flip", place)
+        }
+        for found, want in zip(photo_view(moved, SIZES), photo_view(batch, SIZES), strict=True):
+            assert torch.equal(found, want)
 
 
 def test_bfloat16_trains(shapes, tmp_path):

@@ -1,8 +1,12 @@
 """Recipes: values of all options of ``run`` that were measured together, as YAML files."""
 
 import argparse
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from pgnn_geo.errors import InputError
 
@@ -25,3 +29,36 @@ def recipe_file(args: Sequence[str]) -> Path:
     if not path.is_file():
         raise InputError(f"There is no recipe {name!r}; want one of {NAMES} or a YAML file.")
     return path
+
+
+def recipe_defaults(path: Path, command: Callable[..., Any]) -> dict[str, Any]:
+    """Return the values of a recipe for those options of a command that it shares with ``run``.
+
+    Args:
+        path (Path): See :func:`recipe_file`.
+        command (callable): The command; its arguments are the options.
+
+    Returns:
+        Values by the dotted names of options.
+
+    Raises:
+        InputError: If the file is no such.
+    """
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+        if not isinstance(values, dict):
+            raise ValueError("want names of options and their values")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"The recipe {path} cannot be read: {error}") from error
+    shared = {
+        name: values[name] for name in inspect.signature(command).parameters if name in values
+    }
+    return dict(_dotted(shared))
+
+
+def _dotted(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{start}{name}.")
+        else:
+            yield start + name, value

@@ -123,6 +123,7 @@ class BoxViewData(LightningDataModule):
             batch_sampler=keys,  # a list of batches is one
             num_workers=self.workers,
             collate_fn=collate_boxes,
+            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # an iterator takes nothing from the chance of training
         )
 
