@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,18 @@ from pgnn_geo.ranks import ALONE, Ranks
 
 #: Bytes that are written between two notes of how far the file is.
 _NOTE_EVERY = 1 << 26
+
+
+class Features(Protocol):
+    """Feature maps :math:`(M, C, h, w)` that are read some photos at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """:math:`(M, C, h, w)`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Tensor) -> Tensor: ...
 
 
 class FeatureBank:
