@@ -26,12 +26,12 @@ EVIDENCE = EvidenceConfig(
 )
 
 
-def demo_config(out: Path, epochs: int = 15, seed: int = 0) -> RunConfig:
+def demo_config(out: Path, epochs: int = 20, seed: int = 0) -> RunConfig:
     """Return the settings of the demo: the frozen flow on weights that the package brings.
 
     Args:
         out (Path): Folder of the run; the data set is made in its folder :obj:`shapes`.
-        epochs (int): Epochs of stage 2. (default: :obj:`15`)
+        epochs (int): Epochs of stage 2. (default: :obj:`20`)
         seed (int): Seed of stage 2; nothing else is drawn. (default: :obj:`0`)
     """
     return RunConfig(
@@ -54,8 +54,8 @@ def demo_config(out: Path, epochs: int = 15, seed: int = 0) -> RunConfig:
                 batch_size=4,
                 size=128,
                 crop=128,
-                lr=3e-3,
-                head_factor=1.0,
+                lr=1e-3,
+                head_factor=3.0,
                 seed=seed,
                 workers=0,
             ),

@@ -19,6 +19,18 @@ from pgnn_geo.nn.backbones import build_backbone
 #: mIoU that the labels must have; 0.522 was measured.
 GATE = 0.505
 
+BROKEN = (
+    {"power": 1.0},
+    {"threshold": 0.0},
+    {"threshold": 0.9},
+    {"background": 0.1},
+    {"background": 0.4},
+    {"whitening": None},
+    {"evidence_window": 1},
+    {"step": "alone"},
+    {"step": "evidence"},
+)
+
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
@@ -51,24 +63,8 @@ def miou(drawn, background=0.2, step="prototypes", **changes):
     return matrix.compute().miou
 
 
-def test_labels_are_as_good_as_measured(drawn):
+def test_labels_are_as_good_as_measured_and_with_a_changed_step_below_the_gate(drawn):
+    # One test: of several in two processes, each would make the features.
     assert GATE < miou(drawn) < GATE + 0.04
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        {"power": 1.0},
-        {"threshold": 0.0},
-        {"threshold": 0.9},
-        {"background": 0.1},
-        {"background": 0.4},
-        {"whitening": None},
-        {"evidence_window": 1},
-        {"step": "alone"},
-        {"step": "evidence"},
-    ],
-    ids=str,
-)
-def test_a_changed_step_falls_below_the_gate(drawn, broken):
-    assert miou(drawn, **broken) < GATE
+    found = {str(broken): miou(drawn, **broken) for broken in BROKEN}
+    assert not {broken: value for broken, value in found.items() if value >= GATE}
