@@ -77,14 +77,13 @@ NETWORK, TRAINING, MAPS, LABELS = (
 )
 
 
-def demo(out: str = "runs/demo", epochs: int = 6, seed: int = 0) -> None:
+def demo(out: str = "runs/demo", epochs: int = 20, seed: int = 0) -> None:
     """Do the whole job on the embedded data set: no photos, no download, minutes on a CPU.
 
     Args:
         out: Folder of the run; the data set is made in its folder "shapes".
-        epochs: Epochs on tags, and as many toward completed maps; the baseline has both on tags.
-            Stage 2 has five times as many.
-        seed: Seed of training.
+        epochs: Epochs of stage 2; stage 1 trains no network.
+        seed: Seed of stage 2; nothing else is drawn.
     """
     pipeline.run(demo_config(Path(out), epochs, seed), Path(out))
 

@@ -216,7 +216,9 @@ def _evidence(
             f"{checkpoint} is a model of evidence, whose maps are made one way: leave out --boxes "
             "and --maps."
         )
-    labeller, step = Labeller.load(checkpoint), step or "classifier"
+    labeller = Labeller.load(checkpoint)
+    last = labeller.model.config.last_step
+    step = step or last
     if dataset.tags is None:
         raise InputError("Labelling needs image tags; this split has none.")
     tags, device = dataset.tags, default_device()
@@ -224,7 +226,7 @@ def _evidence(
     def make() -> tuple[list[Tensor], list[dict[str, Any]]]:
         bank, model = labeller.to(device).bank(dataset, cache, progress, ranks), labeller.model
         rows = model.maps(resident(bank, device), tags, step, device, ranks).maps
-        wanted = step == "classifier" and ranks.is_first
+        wanted = step == last and ranks.is_first
         explained = _explained(model, bank, dataset, tags) if wanted else []
         return list(rows.split(tags.bool().sum(dim=1).tolist())), explained
 

@@ -153,7 +153,10 @@ def fit(
     """
     if ranks.first(path.is_dir):
         return path
-    labels = {"classifier": asdict(config.labels), "evidence": asdict(config.cam_labels)}
+    labels: dict[str, Any] = {
+        config.evidence.last_step: asdict(config.labels),
+        "evidence": asdict(config.cam_labels),
+    }
     with timed("features and evidence"):
         labeller = Labeller.fit(
             BackboneSource(config.network.backbone, config.network.weights),

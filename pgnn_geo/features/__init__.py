@@ -5,7 +5,7 @@ from pgnn_geo.features.device import ResidentFeatures, resident
 from pgnn_geo.features.frozen import FrozenFeatureConfig, frozen_features
 from pgnn_geo.features.stems import stem_bank, stem_batches
 from pgnn_geo.features.views import Progress, View, no_progress, photo_batches
-from pgnn_geo.features.whitening import WhitenedFeatures
+from pgnn_geo.features.whitening import WhitenedFeatures, Whitening
 
 __all__ = [
     "FeatureBank",
@@ -14,6 +14,7 @@ __all__ = [
     "ResidentFeatures",
     "View",
     "WhitenedFeatures",
+    "Whitening",
     "frozen_features",
     "no_progress",
     "photo_batches",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,18 @@ from pgnn_geo.ranks import ALONE, Ranks
 #: Bytes, or seconds, between two notes of how far the file is.
 _NOTE_EVERY = 1 << 26
 _NOTE_SECONDS = 10.0
+
+
+class Features(Protocol):
+    """Feature maps :math:`(M, C, h, w)` that are read some photos at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """:math:`(M, C, h, w)`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Tensor) -> Tensor: ...
 
 
 class FeatureBank:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
+from pgnn_geo.features.bank import Features
+from pgnn_geo.features.whitening import WhitenedFeatures, Whitening
 from pgnn_geo.labels.evidence import fit_tag_evidence
 from pgnn_geo.labels.objectness import fit_objectness, on_objects
 from pgnn_geo.labels.position_classifier import (
@@ -27,7 +29,6 @@ from pgnn_geo.labels.position_classifier import (
     position_maps,
 )
 from pgnn_geo.labels.propagation import (
-    Features,
     PhotoGraphs,
     Propagated,
     Step,
@@ -53,7 +54,11 @@ class EvidenceConfig:
     """How class evidence is fitted and passed on.
 
     Args:
+        whitening (float, optional): Ridge of the :class:`~pgnn_geo.features.Whitening` that
+            features go through first; none by default, as features of ImageNet lose by it.
         evidence_penalty (float): See :func:`~pgnn_geo.labels.evidence.fit_tag_evidence`.
+        evidence_window (int): Side of the window, in positions, over which the evidence of the tags
+            is averaged before prototypes learn from it, odd; 1 leaves it as it is.
         threshold (float): See :class:`~pgnn_geo.nn.ClassPrototypes`.
         power, kernel: See :class:`~pgnn_geo.nn.CongenericPropagation`.
         foreground, background (float): What the classifier of positions learns from, see
@@ -64,7 +69,8 @@ class EvidenceConfig:
         prototype_rounds (int): Times that prototypes are made: from the evidence of the tags, then
             from the maps of those before.
         classifier_rounds (int): Times that the classifier is trained: on the maps of the
-            prototypes, then on those of the classifier before.
+            prototypes, then on those of the classifier before. With 0 there is none, and the last
+            step are the prototypes.
         warm_start (bool): Whether a round begins with the weights of the one before.
         objectness (bool): Whether prototypes and classifier learn only from positions that are
             objects to the other classes, see :mod:`pgnn_geo.labels.objectness`.
@@ -78,7 +84,9 @@ class EvidenceConfig:
         InputError: If a value is out of range, or there is no such kernel.
     """
 
+    whitening: float | None = None
     evidence_penalty: float = 1e-6
+    evidence_window: int = 1
     threshold: float = 0.5
     power: float = 2.0
     foreground: float = 0.55
@@ -101,14 +109,25 @@ class EvidenceConfig:
         KERNELS[self.kernel]  # which raises if there is none
         counts = {
             "prototype_rounds": self.prototype_rounds,
-            "classifier_rounds": self.classifier_rounds,
+            "evidence_window": self.evidence_window,
             "positions": self.positions,
             "fit_grid": 1 if self.fit_grid is None else self.fit_grid,
         }
         if wrong := [f"{name}={value}" for name, value in counts.items() if value < 1]:
             raise InputError(f"{', '.join(wrong)}: want 1 or more")
+        if self.evidence_window % 2 == 0:
+            raise InputError(f"evidence_window={self.evidence_window}: want an odd number")
+        if self.classifier_rounds < 0:
+            raise InputError(f"classifier_rounds={self.classifier_rounds}: want 0 or more")
+        if self.whitening is not None and self.whitening <= 0:
+            raise InputError(f"whitening={self.whitening}: want more than 0, or none")
         if not 0 <= self.confidence <= 1:
             raise InputError(f"confidence={self.confidence}: want 0 to 1")
+
+    @property
+    def last_step(self) -> StepName:
+        """The step whose maps the labels are made from."""
+        return "classifier" if self.classifier_rounds else "prototypes"
 
 
 class EvidenceModel(nn.Module):
@@ -124,6 +143,7 @@ class EvidenceModel(nn.Module):
         super().__init__()
         self.config = config or EvidenceConfig()
         self.num_classes, self.channels = num_classes, channels
+        self.whitening = None if self.config.whitening is None else Whitening(channels)
         self.evidence = nn.Buffer(torch.zeros(num_classes, channels))
         self.classifier = nn.Buffer(torch.zeros(num_classes + 1, channels + 1))
         self.prototypes = ClassPrototypes(num_classes, channels, self.config.threshold)
@@ -135,7 +155,7 @@ class EvidenceModel(nn.Module):
         self,
         features: Features,
         tags: Tensor,
-        step: StepName = "classifier",
+        step: StepName | None = None,
         device: torch.device | str = "cpu",
         ranks: Ranks = ALONE,
     ) -> TaggedMaps:
@@ -144,14 +164,25 @@ class EvidenceModel(nn.Module):
         Args:
             features (Features): Features of the photos, squares.
             tags (torch.Tensor): Multi-hot tags :obj:`[M, K]`.
-            step (str): The one that is asked: :obj:`"evidence"`, the class activation maps of the
-                tags' classifier; :obj:`"prototypes"` or :obj:`"classifier"`, propagated within each
-                photo. (default: :obj:`"classifier"`)
+            step (str, optional): The one that is asked, the last one by default:
+                :obj:`"evidence"`, the class activation maps of the tags' classifier;
+                :obj:`"prototypes"` or :obj:`"classifier"`, propagated within each photo.
             device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
             ranks (Ranks): The processes that share the photos. (default: this one alone)
+
+        Raises:
+            InputError: If there is no such step.
         """
+        step = step or self.config.last_step
+        if step == "classifier" and step != self.config.last_step:
+            raise InputError("step='classifier': this model has none, classifier_rounds=0")
         confidence = self.config.confidence if step == "classifier" else 0.0
+        features = self.seen(features)
         return self._complete(features, tags, step, device, self.config.grid, confidence, ranks)
+
+    def seen(self, features: Features) -> Features:
+        """Return features of photos as all steps compare them: whitened, or as they are."""
+        return features if self.whitening is None else WhitenedFeatures(features, self.whitening)
 
     def _complete(
         self,
@@ -179,8 +210,10 @@ class EvidenceModel(nn.Module):
         Args:
             features, tags, device: See :meth:`maps`.
         """
-        start = TaggedMaps.empty(tags, features.shape[-1])
-        start = complete(features, start, [self._probabilities], self.config.grid, device)
+        features, start = self.seen(features), TaggedMaps.empty(tags, features.shape[-1])
+        before = {"classifier": self._probabilities, "prototypes": from_prototypes(self.prototypes)}
+        step = before[self.config.last_step]
+        start = complete(features, start, [step], self.config.grid, device)
         return Propagated(features, start, self.propagation, self.config.grid, device)
 
     def _evidence_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
@@ -208,7 +241,8 @@ def fit_evidence(
     """Learn from the tags of photos.
 
     Of several processes each goes through its share of the photos; the two linear fits, which take
-    as long however many photos there are or next to nothing, are the first one's.
+    as long however many photos there are or next to nothing, and the whitening, which takes one
+    pass, are the first one's.
 
     Args:
         features (Features): Features of :math:`M` photos, squares.
@@ -224,6 +258,10 @@ def fit_evidence(
         raise InputError(f"features of {len(features)} photos, tags of {len(tags)}")
     model = EvidenceModel(tags.size(1), features.shape[1], config).to(device)
     config = model.config
+    if config.whitening is not None:
+        fit = partial(Whitening.fit, features, config.whitening, device)
+        model.whitening = ranks.first(fit).to(device)
+    features = model.seen(features)
     means = mean_features(features, device, ranks)
     mean = means.mean(dim=0)
     assert model.propagation.mean is not None  # which the constructor gave it
@@ -234,6 +272,8 @@ def fit_evidence(
     grid = config.grid or features.shape[-1]
     grid = min(grid, config.fit_grid or grid)
     maps = model._complete(features, tags, "evidence", device, grid, ranks=ranks)
+    if config.evidence_window > 1:
+        maps = maps.averaged(config.evidence_window)
     for turn in range(config.prototype_rounds):
         if turn:
             step = from_prototypes(model.prototypes)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pgnn_geo.datasets import TaggedDataset, partner_groups
 from pgnn_geo.errors import InputError
-from pgnn_geo.features.bank import FeatureBank
+from pgnn_geo.features.bank import FeatureBank, Features
 from pgnn_geo.features.stems import stem_bank, stem_batches
 from pgnn_geo.features.views import Progress, View, no_progress
-from pgnn_geo.features.whitening import WhitenedFeatures
+from pgnn_geo.features.whitening import WhitenedFeatures, Whitening
 from pgnn_geo.graph.node_boxes import NodeBoxes
 from pgnn_geo.labels.propagation import Propagated, PropagationName, propagate
 from pgnn_geo.labels.tagged_maps import TaggedMaps
@@ -47,7 +47,7 @@ class MapConfig:
             stages: of the :obj:`"pretrained"` backbone that training started from, of the
             :obj:`"trained"` one, or :obj:`"auto"`: the former where there is one.
         propagation_whitening (float, optional): Ridge of the whitening of these features, see
-            :class:`~pgnn_geo.features.WhitenedFeatures`; none by default. It helps
+            :class:`~pgnn_geo.features.Whitening`; none by default. It helps
             features of random weights trained on few photos, and harms those of ImageNet.
         output_stride (int): Stride of the feature map.
         seed (int, optional): Seed of the choice of partners: 0 if not given, in a run that of the
@@ -171,11 +171,13 @@ def attention_maps(
                 else:
                     with autocast(config.precision, device):
                         scores = _graph_scores(model, evidence, total, config, boxes)
-                features = bank.channels(width)
+                features: Features = bank.channels(width)
                 ridge = config.propagation_whitening if reference is not None else None
+                if ridge is not None:
+                    features = WhitenedFeatures(features, Whitening.fit(features, ridge, device))
                 maps = propagate(
                     config.propagate,
-                    features if ridge is None else WhitenedFeatures(features, ridge, device),
+                    features,
                     total.activated(scores, config.activation or model.activation),
                     config.propagation_power,
                     device,

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
+from pgnn_geo.features.bank import Features
 from pgnn_geo.labels.position_classifier import confident_labels
-from pgnn_geo.labels.propagation import Features, PhotoGraphs, Step, photo_graphs
+from pgnn_geo.labels.propagation import PhotoGraphs, Step, photo_graphs
 from pgnn_geo.labels.tagged_maps import TaggedMaps
 from pgnn_geo.nn import CongenericPropagation
 from pgnn_geo.nn.propagation import centered_unit

@@ -9,13 +9,14 @@ cells of a coarser grid. :class:`~pgnn_geo.graph.PatchGraphBuilder` makes the
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch
 from torch_geometric.utils import scatter
 
+from pgnn_geo.features.bank import Features
 from pgnn_geo.graph import PatchGraphBuilder, stitch
 from pgnn_geo.labels.tagged_maps import TaggedMaps
 from pgnn_geo.nn import ClassPrototypes, CongenericPropagation
@@ -29,18 +30,6 @@ CHUNK = 4
 
 #: The same on a GPU, which has little to do with four.
 GPU_CHUNK = 64
-
-
-class Features(Protocol):
-    """Feature maps :math:`(M, C, h, w)` that are read some photos at a time."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """:math:`(M, C, h, w)`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, indices: Tensor) -> Tensor: ...
 
 
 class PhotoGraphs(NamedTuple):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.utils import scatter
 
@@ -60,6 +61,11 @@ class TaggedMaps:
         weight = (scores - peak[self.owners]).exp()
         total = (-peak).exp().index_add_(0, self.owners, weight)
         return self.with_maps(weight / total[self.owners])
+
+    def averaged(self, window: int) -> "TaggedMaps":
+        """Return the maps averaged over a window of so many positions, odd, within the photo."""
+        mean = F.avg_pool2d(self.maps[:, None], window, 1, window // 2, count_include_pad=False)
+        return self.with_maps(mean[:, 0])
 
     def with_maps(self, maps: Tensor) -> "TaggedMaps":
         """Return the same rows with other maps, each divided by its maximum."""

@@ -31,6 +31,7 @@ TINY = [
     "--network.output_stride=8",
     "--train.size=64",
     "--train.epochs=1",
+    "--train.completion_epochs=1",
     "--train.workers=0",
 ]
 MAPS = ["--maps.size=64", "--maps.partners=1"]
@@ -397,4 +398,6 @@ def test_a_foreign_checkpoint_is_refused(voc, tmp_path, capsys):
 def test_demo(tmp_path, capsys):
     main(["demo", f"--out={tmp_path}", "--epochs=1"])
     printed = capsys.readouterr().out
-    assert "P-GNN IoU" in printed and "segmenter IoU" in printed
+    assert "CAM IoU" in printed and "P-GNN IoU" in printed and "segmenter IoU" in printed
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["cam"]["miou"] + 0.1 < metrics["pgnn"]["miou"] > 0.572

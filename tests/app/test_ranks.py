@@ -18,6 +18,7 @@ from pgnn_geo.ranks import BLOCKS, Ranks, blocks
 RUN = [
     *("--network.backbone=vgg_tiny", "--features.size=64", "--segment=off", "--baseline=true"),
     *("--evidence.iterations=10", "--evidence.positions=512", "--labels.refine=par"),
+    *("--evidence.whitening=0.1", "--evidence.evidence_window=3"),
 ]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
 KEPT = (".png", ".safetensors", ".npy", ".csv")

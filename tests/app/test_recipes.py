@@ -45,7 +45,7 @@ OPTIONS = {
     "many": FROZEN,
     "paper": [*TRAINED, "--network.grid=2"],
     "cam": TRAINED,
-    "trained": [*TRAINED, "--train.completion.size=64"],
+    "trained": [*TRAINED, "--train.completion_epochs=1", "--train.completion.size=64"],
 }
 
 
@@ -174,6 +174,24 @@ def test_a_kept_bank_serves_other_runs_and_changes_nothing(
     with pytest.raises(SystemExit):
         main([*command, f"--out={tmp_path / 'x'}", "--maps.size=32"])
     assert "leave out --boxes and --maps" in capsys.readouterr().err
+
+
+def test_a_model_without_a_classifier_of_positions_labels_as_its_run_did(
+    shapes_root, tmp_path, capsys
+):
+    drawn = ["--evidence.whitening=0.1", "--evidence.evidence_window=3", "--baseline=true"]
+    out, last = tmp_path / "run", "--evidence.classifier_rounds=0"
+    run(shapes_root, out, "best", *drawn, last, "--labels.background=0.2")
+    command = ["label", f"--checkpoint={out / 'pgnn' / 'model'}", f"--root={shapes_root}"]
+    for name, options in (("pgnn", []), ("cam", ["--step=evidence"])):
+        main([*command, f"--out={tmp_path / name}", *options])
+        for path in (out / name / "labels").iterdir():
+            assert path.read_bytes() == (tmp_path / name / path.name).read_bytes()
+    entries = json.loads((out / "pgnn" / "labels" / "explained.json").read_text())
+    assert entries and all(entry["prototypes"] for entry in entries)
+    with pytest.raises(SystemExit):
+        main([*command, f"--out={tmp_path / 'x'}", "--step=classifier"])
+    assert "this model has none" in capsys.readouterr().err
 
 
 OWN = """

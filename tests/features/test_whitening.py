@@ -4,7 +4,7 @@ import torch
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import FeatureBank
-from pgnn_geo.features.whitening import WhitenedFeatures
+from pgnn_geo.features.whitening import WhitenedFeatures, Whitening
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def rows(features):
 
 
 def test_covariance_is_the_identity(bank):
-    white = WhitenedFeatures(bank, ridge=1e-9)
+    white = WhitenedFeatures(bank, Whitening.fit(bank, ridge=1e-9))
     assert white.shape == bank.shape and len(white) == 20
     y = rows(white)
     torch.testing.assert_close(y.mean(1), torch.zeros(3), atol=1e-3, rtol=0)
@@ -36,7 +36,7 @@ def test_ridge_keeps_what_is_weak_small(bank):
     values, vectors = np.linalg.eigh(np.cov(x, bias=True))
     wanted = vectors.T @ (x - x.mean(1, keepdims=True))
     wanted /= np.sqrt(values + ridge * values.mean())[:, None]
-    found = rows(WhitenedFeatures(bank, ridge)).double().numpy()
+    found = rows(WhitenedFeatures(bank, Whitening.fit(bank, ridge))).double().numpy()
     sign = np.sign((wanted * found).sum(1, keepdims=True))  # an eigenvector has two
     np.testing.assert_allclose(found, sign * wanted, atol=2e-3)
 
@@ -45,10 +45,18 @@ def test_constant_features_are_no_direction(tmp_path):
     batches = torch.ones(2, 3, 2, 2).split(1)
     bank = FeatureBank.build(tmp_path / "features.npy", lambda first: batches, 2, {})
     with pytest.raises(InputError, match="all the same"):
-        WhitenedFeatures(bank)
+        Whitening.fit(bank)
 
 
 @pytest.mark.parametrize("ridge", [0.0, -1.0])
 def test_ridge_must_be_positive(bank, ridge):
     with pytest.raises(InputError, match="ridge"):
-        WhitenedFeatures(bank, ridge)
+        Whitening.fit(bank, ridge)
+
+
+def test_its_state_is_all_of_it_and_it_begins_as_the_identity(bank):
+    fitted, other, x = Whitening.fit(bank), Whitening(3), bank[torch.arange(5)]
+    torch.testing.assert_close(other(x), x)
+    other.load_state_dict(fitted.state_dict())
+    assert torch.equal(other(x), fitted(x)) and not torch.equal(fitted(x), x)
+    assert repr(other) == "Whitening(3)"

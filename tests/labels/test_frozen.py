@@ -1,12 +1,15 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from pgnn_geo.errors import InputError
+from pgnn_geo.labels.evidence import fit_tag_evidence
 from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, fit_evidence
 from pgnn_geo.labels.position_classifier import Positions, fit_position_classifier
+from pgnn_geo.labels.propagation import complete, within
 from pgnn_geo.nn.propagation import centered_unit
 
 #: For features that are no photographs': the default values are chosen on those.
@@ -49,16 +52,95 @@ def test_each_step_finds_more_of_the_objects():
     assert quality(model.maps(x[20:], tags[20:]), truth[20:]) > 0.9
 
 
-def test_the_state_gives_the_same_maps_and_fitting_the_same_state():
+@pytest.mark.parametrize("changes", [{}, {"whitening": 0.1, "evidence_window": 3}], ids=str)
+def test_the_state_gives_the_same_maps_and_fitting_the_same_state(changes):
     x, tags, _ = scenes(12)
-    model = fit_evidence(x, tags, CONFIG)
-    again = fit_evidence(x, tags, CONFIG)
-    copy = EvidenceModel(3, 24, CONFIG)
+    config = replace(CONFIG, **changes)
+    model = fit_evidence(x, tags, config)
+    again = fit_evidence(x, tags, config)
+    copy = EvidenceModel(3, 24, config)
     copy.load_state_dict(model.state_dict())
     for step in ("evidence", "prototypes", "classifier"):
         expected = model.maps(x, tags, step).maps
         assert torch.equal(copy.maps(x, tags, step).maps, expected)
         assert torch.equal(again.maps(x, tags, step).maps, expected)
+
+
+def numpy_maps(x, tags, whitening, window):
+    """Evidence of the tags and of prototypes, for photos of one tag each, by plain arithmetic."""
+    side = x.shape[-1]
+    rows = x.double().permute(0, 2, 3, 1).flatten(0, 2).numpy()
+    if whitening is not None:
+        values, vectors = np.linalg.eigh(np.cov(rows.T, bias=True))
+        scale = np.sqrt(values + whitening * values.mean())
+        rows = (rows - rows.mean(0)) @ (vectors / scale)
+    rows = rows - rows.mean(0)
+    label = tags.int().argmax(1).numpy()
+
+    def peaked(values):  # [photos, positions]
+        values = np.maximum(values, 0)
+        return values / values.max(axis=1, keepdims=True)
+
+    photos = rows.reshape(len(tags), side * side, -1)
+    weight, _ = fit_tag_evidence(torch.from_numpy(photos.mean(1)), tags, 1e-3)
+    evidence = peaked(np.einsum("mpc,mc->mp", photos, weight.double().numpy()[label]))
+    reach, grid = window // 2, evidence.reshape(-1, side, side)
+    seen = np.empty_like(grid)
+    for photo, y, column in np.ndindex(*grid.shape):
+        around = [slice(max(0, at - reach), at + reach + 1) for at in (y, column)]
+        seen[photo, y, column] = grid[photo][*around].mean()
+    seen = peaked(seen.reshape(len(tags), -1))
+    unit = photos / np.linalg.norm(photos, axis=2, keepdims=True)
+    ground = np.einsum("mp,mpc->c", (1 - seen) ** 2, unit)
+    prototypes = np.empty((tags.size(1), unit.shape[2]))
+    for k in range(len(prototypes)):
+        own = seen[label == k] * (seen[label == k] > CHOSEN["threshold"])
+        total = np.einsum("mp,mpc->c", own, unit[label == k])
+        prototypes[k] = total / np.linalg.norm(total) - ground / np.linalg.norm(ground)
+    scores = peaked(np.einsum("mpc,mc->mp", unit, prototypes[label]))
+    edges = np.maximum(np.einsum("mpc,mqc->mpq", unit, unit), 0) ** 2
+    passed = np.einsum("mpq,mq->mp", edges / edges.sum(axis=2, keepdims=True), scores)
+    return {"evidence": evidence, "prototypes": peaked(passed)}
+
+
+@pytest.mark.parametrize("whitening", [None, 0.1])
+@pytest.mark.parametrize("window", [1, 5])
+def test_evidence_and_prototypes_against_plain_arithmetic(whitening, window):
+    x, tags, _ = scenes(12)
+    config = replace(CONFIG, whitening=whitening, evidence_window=window, classifier_rounds=0)
+    model = fit_evidence(x, tags, config)
+    for step, expected in numpy_maps(x, tags, whitening, window).items():
+        found = model.maps(x, tags, step).maps.flatten(1).double().numpy()
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_features_that_are_white_are_as_good_as_whitened_ones():
+    x, tags, _ = scenes(12)
+    model = fit_evidence(x, tags, replace(CONFIG, whitening=0.1))
+    seen = model.seen(x)[torch.arange(12)]
+    plain = fit_evidence(seen, tags, CONFIG)
+    for step in ("evidence", "prototypes", "classifier"):
+        expected = plain.maps(seen, tags, step).maps
+        torch.testing.assert_close(model.maps(x, tags, step).maps, expected)
+    assert set(model.state_dict()) - set(plain.state_dict()) == {
+        "whitening.mean",
+        "whitening.transform",
+    }
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+@pytest.mark.parametrize("whitening", [None, 0.1])
+def test_the_last_step_is_what_travels_within_the_photos(rounds, whitening):
+    x, tags, _ = scenes(12)
+    config = replace(CONFIG, classifier_rounds=rounds, whitening=whitening)
+    model = fit_evidence(x, tags, config)
+    step = model.config.last_step
+    assert step == ("classifier" if rounds else "prototypes")
+    expected = model.maps(x, tags).maps
+    assert torch.equal(expected, model.maps(x, tags, step).maps)
+    source = model.before_propagation(x, tags)
+    found = complete(source.features, source.start, [within(source.layer)]).maps
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_warm_start_begins_with_the_round_before():
@@ -159,6 +241,16 @@ def test_wrong_input_is_named():
         fit_evidence(x, tags[1:])
     with pytest.raises(InputError, match="prototype_rounds=0: want 1 or more"):
         EvidenceConfig(prototype_rounds=0)
+    with pytest.raises(InputError, match="classifier_rounds=-1: want 0 or more"):
+        EvidenceConfig(classifier_rounds=-1)
+    for window, words in ((0, "want 1 or more"), (4, "want an odd number")):
+        with pytest.raises(InputError, match=f"evidence_window={window}: {words}"):
+            EvidenceConfig(evidence_window=window)
+    with pytest.raises(InputError, match="whitening=0: want more than 0"):
+        EvidenceConfig(whitening=0)
+    model = fit_evidence(x, tags, replace(CONFIG, classifier_rounds=0))
+    with pytest.raises(InputError, match="this model has none, classifier_rounds=0"):
+        model.maps(x, tags, "classifier")
     with pytest.raises(InputError, match="fit_grid=0: want 1 or more"):
         EvidenceConfig(fit_grid=0)
     with pytest.raises(InputError, match="confidence=2: want 0 to 1"):

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,17 @@ def test_what_is_put_is_read_and_nothing_else(start):
     rows = start.maps.clone()
     start.put(rows, photos, torch.full((2, 2, 4, 4), 7.0))
     assert (rows[[1, 2, 4]] == 7).all() and torch.equal(rows[[0, 3]], start.maps[[0, 3]])
+
+
+@pytest.mark.parametrize("window", [1, 3, 9])
+def test_averages_are_of_positions_within_the_photo(start, window):
+    maps, reach = start.maps.numpy(), window // 2
+    expected = np.empty_like(maps)
+    for row, y, x in np.ndindex(*maps.shape):
+        around = [slice(max(0, centre - reach), centre + reach + 1) for centre in (y, x)]
+        expected[row, y, x] = maps[row][*around].mean()
+    expected /= expected.max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(start.averaged(window).maps.numpy(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ["relu", "softmax"])

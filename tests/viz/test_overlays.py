@@ -40,11 +40,16 @@ def test_the_legend_names_every_class_within_the_sheet(tmp_path, count, name):
     classes = [name.format(k) for k in range(1, count + 1)]
     sheet = opened(overlay_sheet(tmp_path / "s.png", [row(40, 30)], TITLES, classes))
     legend = np.asarray(sheet)[18 + 164 :]
+    # A sheet of long names has millions of pixels: one number for each colour, white left out.
+    colours = np.asarray(sheet.convert("RGBA")).view(np.uint32)[18 + 164 :, :, 0]
+    ink = np.argwhere(colours != 0xFFFFFFFF)
+    inked = colours[*ink.T]
     rows = {}
     for label in range(1, count + 1):
-        there = (legend == voc_palette()[label]).all(axis=2)  # letters have some of these greys
-        corners = map(tuple, np.argwhere(there).tolist())
-        y, x = next((y, x) for y, x in corners if there[y : y + 13, x : x + 13].sum() == 169)
+        colour = np.array([*voc_palette()[label], 255], np.uint8).view(np.uint32)[0]
+        corners = map(tuple, ink[inked == colour])  # letters have some of these greys
+        squares = ((y, x, colours[y : y + 13, x : x + 13]) for y, x in corners)
+        y, x = next((y, x) for y, x, square in squares if (square == colour).sum() == 169)
         rows.setdefault(y, []).append(x)
     assert all(columns == sorted(columns) for columns in rows.values())
     # Nothing is cut: a margin is left white on all sides.
