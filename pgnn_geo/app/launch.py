@@ -13,7 +13,17 @@ from pgnn_geo.io.run_folder import console
 from pgnn_geo.ranks import OtherRankError, Ranks, join_ranks
 
 #: What a folder answers that cannot be written for now.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.EFBIG,
+    errno.ESTALE,
+    errno.ENOTDIR,
+)
 
 #: Commands whose work is shared; the others are for one process, which may start its own.
 SHARED = ("run", "label", "predict", "evaluate")
@@ -61,8 +71,9 @@ def check_alone(command: str) -> None:
     _read_slurm()
     if command not in SHARED and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError(
-            f"'{command}' is for one process, which starts its own as --train.devices says; only "
-            f"{', '.join(SHARED)} are started in several"
+            f"'{command}' is for one process: start it without torchrun, or in SLURM with one task; "
+            f"only {', '.join(SHARED)} are started in several. 'segment' starts its own, as "
+            "--train.devices says"
         )
 
 

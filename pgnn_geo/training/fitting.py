@@ -1,10 +1,13 @@
 """Fitting as every training does it: resumable, one line per epoch, TensorBoard's log."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -12,10 +15,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import nn
-from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader
 
-from pgnn_geo.errors import InputError
+from pgnn_geo.errors import plain_errors
+from pgnn_geo.io.files import atomic_write
 from pgnn_geo.precision import Precision, check_devices, default_device, resolve_precision
 from pgnn_geo.training.callbacks import EpochLine, progress_bars
 
@@ -34,6 +37,21 @@ class SeededEpochs(Callback):
         """Seed PyTorch."""
         key = [self.seed % 2**64, trainer.current_epoch, trainer.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside the last one and renames it.
+
+    Lightning's own writes it in the system's folder for temporary files and moves it: a copy, if
+    that is on another disk, and whoever is killed meanwhile has neither the old nor the new one.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint, atomically."""
+        with atomic_write(path) as handle:
+            torch.save(checkpoint, handle)
 
 
 def fit(
@@ -83,6 +101,7 @@ def fit(
         max_epochs=epochs,
         accelerator=default_device().type,
         devices=devices,
+        plugins=[AtomicCheckpointIO()],
         # Not processes that run the whole program again: what comes after is for one alone.
         strategy=DDPStrategy(start_method="spawn") if devices > 1 else "auto",
         precision=resolve_precision(precision),
@@ -97,19 +116,8 @@ def fit(
         deterministic="warn",
         log_every_n_steps=1,
     )
-    try:
+    with plain_errors():
         trainer.fit(module, data, ckpt_path=last_checkpoint(out), weights_only=True)
-    except ProcessRaisedException as error:
-        _raise_as_input_error(error)
-        raise
-
-
-def _raise_as_input_error(error: ProcessRaisedException) -> None:
-    """Raise the :class:`InputError` that another process ended with, if it did."""
-    name = f"{InputError.__module__}.{InputError.__qualname__}: "
-    _, found, message = str(error).rpartition(f"\n{name}")
-    if found:
-        raise InputError(message.strip()) from error
 
 
 def last_checkpoint(out: Path) -> Path | None:

@@ -8,7 +8,7 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.io.export import check_labels
 from pgnn_geo.io.exports.base import Export, Labelled
 from pgnn_geo.io.exports.registry import EXPORTS
-from pgnn_geo.io.files import atomic_folder, mark_results
+from pgnn_geo.io.files import atomic_folder, mark_results, remove_unfinished
 from pgnn_geo.io.masks import load_mask
 
 
@@ -59,6 +59,7 @@ def write_exports(
     for export in exports:
         folder = out / export.name
         try:
+            remove_unfinished(out)
             mark_results(out)
             with atomic_folder(folder, sync=False) as temporary:
                 export.write(temporary, read(), classes)
