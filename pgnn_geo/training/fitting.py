@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pgnn_geo.errors import plain_errors
-from pgnn_geo.io.files import atomic_write
+from pgnn_geo.io.checkpoint import save_tensors
 from pgnn_geo.precision import Precision, check_devices, default_device, resolve_precision
 from pgnn_geo.training.callbacks import EpochLine, progress_bars
 
@@ -50,8 +50,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
         """Write a checkpoint, atomically."""
-        with atomic_write(path) as handle:
-            torch.save(checkpoint, handle)
+        save_tensors(path, checkpoint)
 
 
 def fit(
