@@ -33,7 +33,7 @@ def evaluate(
     photos = ranks.share(range(len(truth)))
     for index in progress(photos, "evaluate", len(photos)):
         item = truth[index]
-        predicted = load_mask(labels / f"{item['image_id']}.png")
+        predicted = load_mask(labels / f"{item['image_id']}.png", truth.max_pixels)
         matrix.update(predicted, item["mask"].as_subclass(torch.Tensor), item["image_id"])
     total = ConfusionMatrix(len(truth.classes), truth.classes)
     for part in ranks.gather(matrix):

@@ -34,7 +34,7 @@ from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.errors import InputError
 from pgnn_geo.features import FeatureBank
 from pgnn_geo.io.checkpoint import load_attention_model
-from pgnn_geo.io.files import first_difference, mark_results, remove_unfinished, write_json
+from pgnn_geo.io.files import first_difference, inside, mark_results, remove_unfinished, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_maps, save_mask
 from pgnn_geo.io.run_folder import progress, timed
@@ -181,7 +181,7 @@ def _write(
         count = mask.flatten().bincount(minlength=len(dataset.classes) + 1)
         areas.append(count / mask.numel())
         try:
-            save_mask(out / f"{image_id}.png", mask)
+            save_mask(inside(out, f"{image_id}.png"), mask)
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise InputError(f"Output folder {out} cannot be written: {error}") from error

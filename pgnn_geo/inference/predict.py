@@ -25,6 +25,7 @@ from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.files import (
     atomic_write,
     first_difference,
+    inside,
     mark_results,
     remove_unfinished,
     write_json,
@@ -199,9 +200,9 @@ class _Steps:
         """Return the files of the mask, the overlay and the probabilities, if they are wanted."""
         name = photo.photo_id
         return (
-            self.masks / f"{name}.png",
-            self.overlays and self.overlays / f"{name}.png",
-            self.probabilities and self.probabilities / f"{name}.npz",
+            inside(self.masks, f"{name}.png"),
+            self.overlays and inside(self.overlays, f"{name}.png"),
+            self.probabilities and inside(self.probabilities, f"{name}.npz"),
         )
 
     def are_done(self, photo: Photo) -> bool:

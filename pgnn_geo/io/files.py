@@ -7,10 +7,12 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
+
+from pgnn_geo.errors import InputError
 
 #: File in a folder of results: images in there, and below it, are never taken for photos.
 RESULT_MARK = ".pgnn_geo"
@@ -83,6 +85,36 @@ def atomic_folder(path: str | os.PathLike[str], sync: bool = True) -> Iterator[P
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Check that names stay below the folder that they are put into.
+
+    Raises:
+        InputError: If one is empty or absolute, or has a part ``..``.
+    """
+    for name in names:
+        path = PurePath(name)
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise InputError(
+                f"image id {name!r} is no path below a folder; want such as 'trip/1', without '..'"
+            )
+
+
+def inside(folder: str | os.PathLike[str], name: str) -> Path:
+    """Return :obj:`folder/name`, a file to be written that does not leave the folder.
+
+    Raises:
+        InputError: If it does, by its name or by a link in the folder.
+    """
+    check_names([name])
+    path = Path(folder, name)
+    if not path.parent.resolve().is_relative_to(Path(folder).resolve()):
+        raise InputError(
+            f"{path} would be written to {path.parent.resolve()}, where a link in {folder} leads; "
+            "remove the link, or choose another folder"
+        )
+    return path
 
 
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:

@@ -1,6 +1,7 @@
 """Fitting as every training does it: resumable, one line per epoch, TensorBoard's log."""
 
 import os
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
-from pgnn_geo.errors import plain_errors
+from pgnn_geo.errors import InputError, plain_errors
 from pgnn_geo.io.checkpoint import save_tensors
 from pgnn_geo.precision import Precision, check_devices, default_device, resolve_precision
 from pgnn_geo.training.callbacks import EpochLine, progress_bars
@@ -120,9 +121,21 @@ def fit(
 
 
 def last_checkpoint(out: Path) -> Path | None:
-    """Return the checkpoint that :func:`fit` would go on from, if there is one."""
+    """Return the checkpoint that :func:`fit` would go on from, if there is one.
+
+    Raises:
+        InputError: If it is damaged, or holds more than tensors and plain values.
+    """
     path = out / "checkpoints" / "last.ckpt"
-    return path if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"checkpoint {path} cannot be read: {error}; delete it to start this training anew"
+        ) from error
+    return path
 
 
 def adamw(

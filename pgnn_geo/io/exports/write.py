@@ -34,6 +34,7 @@ def write_exports(
     photos: Sequence[tuple[str, Path]],
     labels: Path,
     classes: Sequence[str],
+    max_pixels: int | None = None,
 ) -> list[Path]:
     """Write each export into :obj:`out/NAME`, whole or not at all; one that is there is replaced.
 
@@ -43,6 +44,7 @@ def write_exports(
         photos (sequence of tuple): Id and file of each photo.
         labels (Path): Folder of their label images :obj:`ID.png`, with the VOC palette.
         classes (sequence of str): Names of the labels 1..K.
+        max_pixels (int, optional): See :func:`~pgnn_geo.io.masks.load_mask`.
 
     Raises:
         InputError: If a label image is missing or holds labels of no class, or an export cannot be
@@ -52,7 +54,7 @@ def write_exports(
     def read() -> Iterator[Labelled]:
         for image_id, photo in photos:
             label = labels / f"{image_id}.png"
-            mask = check_labels(load_mask(label).numpy(), image_id, len(classes))
+            mask = check_labels(load_mask(label, max_pixels).numpy(), image_id, len(classes))
             yield Labelled(image_id, photo, mask, label)
 
     folders = []
