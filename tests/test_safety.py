@@ -1,4 +1,4 @@
-"""Files from elsewhere: nothing in them is run, no image is opened without bound, none leads out."""
+"""Files from elsewhere: nothing in them is run, images have a bound, no name leads out."""
 
 import ast
 import json
@@ -175,6 +175,8 @@ def test_sizes_in_coco_files_are_bounded(size: tuple[int, int], tmp_path: Path) 
 def test_ids_that_leave_their_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no path below a folder"):
         TaggedDataset([name], [tmp_path / "a.jpg"], ["cat"], None)
+    if name in ("..", ""):  # with the ending of a file it is a name like any other
+        return
     with pytest.raises(InputError, match="no path below a folder"):
         write_voc_submission(tmp_path / "out", [(name, np.zeros((2, 2), dtype=int))], ["cat"])
     assert not list(tmp_path.rglob("*.png"))

@@ -60,8 +60,9 @@ class TaggedDataset(Dataset[Item]):
             :func:`~pgnn_geo.datasets.load_photo`.
 
     Raises:
-        InputError: If the arguments do not fit together, an id leaves its folder, a class is called background, or there
-            are more than label images can tell. From an item: if its photo or mask cannot be used.
+        InputError: If the arguments do not fit together, an id leaves its folder, a class is called
+            background, or there are more than label images can tell. From an item: if its photo or
+            mask cannot be used.
     """
 
     def __init__(
