@@ -1,10 +1,28 @@
 """What pgnn_geo says of input: the one exception, and the one warning."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
     """Input that cannot be used: says what was wrong, where, and what to do about it."""
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise an :class:`InputError` of a loader's or a trainer's process as it was raised there.
+
+    PyTorch raises one in its place whose message is the traceback in that process.
+    """
+    try:
+        yield
+    except Exception as error:
+        name = f"{InputError.__module__}.{InputError.__qualname__}: "
+        _, found, message = str(error).rpartition(f"\n{name}")
+        if found:
+            raise InputError(message.strip()) from error
+        raise
 
 
 class InputNote(UserWarning):

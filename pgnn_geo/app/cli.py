@@ -346,12 +346,13 @@ def predict(
         return
     files = [(photo, Path(out) / "masks" / f"{photo.photo_id}.png") for photo in done.photos]
     if submission:
-        masks = ((photo.photo_id, load_mask(path)) for photo, path in files)
+        masks = ((photo.photo_id, load_mask(path, max_pixels)) for photo, path in files)
         write_voc_submission(out, masks, segmenter.classes)
     if coco is not None:
-        named = ((f"{p.photo_id}{p.path.suffix}", load_mask(path)) for p, path in files)
+        named = ((f"{p.photo_id}{p.path.suffix}", load_mask(m, max_pixels)) for p, m in files)
         write_coco(coco, named, segmenter.classes, suffix="")
-    export_photos(exports, Path(out), done.photos, Path(out) / "masks", segmenter.classes)
+    place = Path(out), done.photos, Path(out) / "masks"
+    export_photos(exports, *place, segmenter.classes, max_pixels)
     console.print(f"masks: {Path(out) / 'masks'}, {len(files)} photos, {done.new} new")
     exit_with(done.problems)
 

@@ -41,9 +41,11 @@ def export_photos(
     photos: Sequence[tuple[str, Path]],
     labels: Path,
     classes: Sequence[str],
+    max_pixels: int | None = None,
 ) -> None:
     """Write label images into :obj:`out/exports` and say where, see :func:`write_exports`."""
-    for folder in write_exports(exports, out / "exports", photos, labels, classes):
+    folders = write_exports(exports, out / "exports", photos, labels, classes, max_pixels)
+    for folder in folders:
         console.print(f"export: {folder}", soft_wrap=True)
 
 
@@ -52,4 +54,4 @@ def export_dataset(
 ) -> None:
     """Write the label images of a data set in the same way."""
     photos = [(name, dataset.image_path(i)) for i, name in enumerate(dataset.image_ids)]
-    export_photos(exports, out, photos, labels, dataset.classes)
+    export_photos(exports, out, photos, labels, dataset.classes, dataset.max_pixels)

@@ -34,7 +34,7 @@ from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.errors import InputError
 from pgnn_geo.features import FeatureBank, resident
 from pgnn_geo.io.checkpoint import load_attention_model
-from pgnn_geo.io.files import first_difference, mark_results, write_json
+from pgnn_geo.io.files import first_difference, inside, mark_results, remove_unfinished, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_maps, save_mask
 from pgnn_geo.io.run_folder import progress, timed
@@ -129,6 +129,8 @@ def label(
     }
     record = json.loads(json.dumps(record))
     if ranks.first(lambda: _is_done(out, record)):
+        if ranks.is_first:
+            shutil.rmtree(own, ignore_errors=True)  # of one that was killed right before this
         return out
     with timed(f"label {out}"):
         attention, explained = source.maps()
@@ -143,7 +145,8 @@ def label(
                 write_explained(out / EXPLAINED, explained)
             write_json(out / "labels.json", record)
     ranks.wait()
-    shutil.rmtree(own, ignore_errors=True)
+    if ranks.is_first:
+        shutil.rmtree(own, ignore_errors=True)
     return out
 
 
@@ -158,6 +161,7 @@ def _is_done(out: Path, record: dict[str, Any]) -> bool:
             )
         return True
     try:
+        remove_unfinished(out)
         mark_results(out)
     except OSError as error:
         raise InputError(f"Output folder {out} cannot be written: {error}") from error
@@ -177,7 +181,7 @@ def _write(
         count = mask.flatten().bincount(minlength=len(dataset.classes) + 1)
         areas.append(count / mask.numel())
         try:
-            save_mask(out / f"{image_id}.png", mask)
+            save_mask(inside(out, f"{image_id}.png"), mask)
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise InputError(f"Output folder {out} cannot be written: {error}") from error

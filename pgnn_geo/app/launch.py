@@ -12,8 +12,11 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.io.run_folder import console
 from pgnn_geo.ranks import OtherRankError, Ranks, join_ranks
 
-#: What a folder answers that cannot be written for now.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+#: What a folder answers that cannot be written for now, or where a file has its name.
+DISK_ERRORS = tuple(
+    getattr(errno, name)
+    for name in "ENOSPC EDQUOT EROFS EACCES EPERM EIO EFBIG ESTALE ENOTDIR EEXIST".split()
+)
 
 #: Commands whose work is shared; the others are for one process, which may start its own.
 SHARED = ("run", "label", "predict", "evaluate")
@@ -61,8 +64,9 @@ def check_alone(command: str) -> None:
     _read_slurm()
     if command not in SHARED and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError(
-            f"'{command}' is for one process, which starts its own as --train.devices says; only "
-            f"{', '.join(SHARED)} are started in several"
+            f"'{command}' is for one process: start it without torchrun, or in SLURM with one "
+            f"task; only {', '.join(SHARED)} are started in several. 'segment' starts its own, as "
+            "--train.devices says"
         )
 
 

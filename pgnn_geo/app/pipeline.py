@@ -63,8 +63,8 @@ def run(
     """
     if config.flow == "trained" and ranks.size > 1:
         raise InputError(
-            "flow='trained' is for one process, which starts its own as --train.devices says; "
-            "start the command without torchrun"
+            f"flow='trained' trains in one process, not in {ranks.size}: start it without "
+            "torchrun, or in SLURM with one task; --segment_train.devices is for stage 2"
         )
     segment = config.segment_on(out / config.model / "labels")
     if metrics := ranks.first(lambda: _started(config, segment, out)):

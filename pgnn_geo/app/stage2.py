@@ -15,7 +15,7 @@ from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.inference.segmenter import Segmenter
-from pgnn_geo.io.files import mark_results, write_json
+from pgnn_geo.io.files import inside, mark_results, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.io.run_folder import claim_folder, console, progress, recording, timed
@@ -201,7 +201,8 @@ def _predict(
             item = photos[index]
             image = item["image"].as_subclass(Tensor)
             save_mask(
-                folder / f"{item['image_id']}.png", segmenter.label(image, precision=precision)
+                inside(folder, f"{item['image_id']}.png"),
+                segmenter.label(image, precision=precision),
             )
 
 

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.views import Progress, no_progress
-from pgnn_geo.io.files import atomic_write, first_difference, write_json
+from pgnn_geo.io.files import atomic_write, first_difference, inside, write_json
 
 _VERSION = 1  # of this module's boxes; a cache of another version is not read
 _RECORD = "proposals.json"
@@ -211,7 +211,7 @@ class ProposalCache:
         return hashlib.sha256(self.dataset.image_path(index).read_bytes()).hexdigest()
 
     def _path(self, image_id: str) -> Path:
-        return self.folder / f"{image_id}.npz"
+        return inside(self.folder, f"{image_id}.npz")
 
 
 def check_selective_search() -> None:

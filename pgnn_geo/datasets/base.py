@@ -26,6 +26,7 @@ from pgnn_geo.datasets.photo_file import (
 )
 from pgnn_geo.datasets.tags import check_classes
 from pgnn_geo.errors import InputError, note
+from pgnn_geo.io.files import check_names
 from pgnn_geo.io.masks import IGNORE, load_mask
 
 Item = dict[str, Any]
@@ -42,7 +43,7 @@ class TaggedDataset(Dataset[Item]):
     (:math:`x_1, y_1, x_2, y_2` in pixels of the photo) and :obj:`flip`.
 
     Args:
-        image_ids (sequence of str): :math:`M` unique names.
+        image_ids (sequence of str): :math:`M` unique names: relative paths below any folder.
         images (sequence of Path): :math:`M` JPEG or PNG files.
         classes (sequence of str): :math:`K` foreground classes.
         tags (Tensor, optional): Multi-hot tags of shape :math:`(M, K)`.
@@ -59,8 +60,9 @@ class TaggedDataset(Dataset[Item]):
             :func:`~pgnn_geo.datasets.load_photo`.
 
     Raises:
-        InputError: If the arguments do not fit together, a class is called background, or there
-            are more than label images can tell. From an item: if its photo or mask cannot be used.
+        InputError: If the arguments do not fit together, an id leaves its folder, a class is called
+            background, or there are more than label images can tell. From an item: if its photo or
+            mask cannot be used.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class TaggedDataset(Dataset[Item]):
     ) -> None:
         check_classes(classes)
         self.image_ids = list(image_ids)
+        check_names(self.image_ids)
         self.classes = tuple(classes)
         self.tags = tags
         self.transform = transform
@@ -105,6 +108,11 @@ class TaggedDataset(Dataset[Item]):
     def image_path(self, index: int) -> Path:
         """The photo's file."""
         return self._images[index]
+
+    @property
+    def max_pixels(self) -> int | None:
+        """The bound on photos and masks, if it is not the usual one."""
+        return self._max_pixels
 
     @property
     def has_masks(self) -> bool:
@@ -165,7 +173,7 @@ class TaggedDataset(Dataset[Item]):
             raise InputError("This data set was opened without masks.")
         if (path := self._masks[index]) is None:
             raise InputError(f"image {self.image_ids[index]} has no mask; see where_masked()")
-        mask = load_mask(path).numpy()
+        mask = load_mask(path, self._max_pixels).numpy()
         if problem := self._mask_problem(mask, size or mask.shape):
             raise InputError(f"mask '{path}' {problem}")
         return torch.from_numpy(self._table[mask].astype(np.uint8))
@@ -276,7 +284,7 @@ class TaggedDataset(Dataset[Item]):
             problems.append(str(error))
         if (mask_path := self.mask_path(index)) is not None:
             try:
-                mask = load_mask(mask_path).numpy()
+                mask = load_mask(mask_path, self._max_pixels).numpy()
             except InputError as error:
                 problems.append(str(error))
             else:

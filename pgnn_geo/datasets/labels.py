@@ -88,20 +88,21 @@ def read_tag_xml(folder: Path, image_ids: Sequence[str]) -> dict[str, tuple[str,
 
 
 def read_tag_masks(
-    masks: Mapping[str, Path], catalogue: Sequence[str]
+    masks: Mapping[str, Path], catalogue: Sequence[str], max_pixels: int | None = None
 ) -> dict[str, tuple[str, ...]]:
     """Read tags from label images: a class is tagged if it has a pixel.
 
     Args:
         masks (mapping): Mask file of each image id; those without a file are left out.
         catalogue (sequence of str): All class names, in the order of their labels.
+        max_pixels (int, optional): See :func:`~pgnn_geo.io.masks.load_mask`.
 
     Raises:
         InputError: If a mask cannot be read or has a label outside the catalogue.
     """
 
     def read(path: Path) -> tuple[str, ...]:
-        labels = torch.bincount(load_mask(path).flatten()).nonzero().flatten().tolist()
+        labels = torch.bincount(load_mask(path, max_pixels).flatten()).nonzero().flatten().tolist()
         if wrong := [str(v) for v in labels if len(catalogue) < v != IGNORE]:
             raise InputError(
                 f"mask '{path}' has labels {first_of(wrong)}, want 0..{len(catalogue)} or {IGNORE}"

@@ -13,12 +13,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from pgnn_geo.errors import InputError
+from pgnn_geo.io.masks import MAX_PIXELS
 
 #: Endings of the files that are read as photos.
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png"})
-
-#: Pixels of the largest photo that is opened, unless another bound is given: Pillow's own.
-MAX_PIXELS = 178_956_970
 
 _ORIENTATION = 0x0112
 _TURN = {

@@ -86,7 +86,7 @@ class VOC2012(TaggedDataset):
             folders.append("SegmentationClassAug")
         there = {} if split == "test" else _masks(self.root, folders)
         masks = [there.get(same_form(image_id)) for image_id in image_ids]
-        self.tag_source, hot = self._read_tags(tags, photos, masks, catalogue)
+        self.tag_source, hot = self._read_tags(tags, photos, masks, catalogue, max_pixels)
         if hot is not None:
             hot = hot[:, columns]
             if classes is not None:
@@ -125,6 +125,7 @@ class VOC2012(TaggedDataset):
         photos: dict[str, str],
         masks: list[Path | None],
         catalogue: Sequence[str],
+        max_pixels: int | None,
     ) -> tuple[str | None, Tensor | None]:
         image_ids = list(photos)
         folder, table = self.root / "Annotations", self.root / "image_labels.csv"
@@ -137,7 +138,7 @@ class VOC2012(TaggedDataset):
             found, where = read_tag_xml(folder, image_ids), folder
         elif source == "masks":
             there = {i: mask for i, mask in zip(image_ids, masks, strict=True) if mask}
-            found = read_tag_masks(there, catalogue)
+            found = read_tag_masks(there, catalogue, max_pixels)
             where = self.root / "SegmentationClass"
         else:
             where = table if source == "csv" else Path(source)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.io.files import npy_size, write_json
+from pgnn_geo.io.files import npy_size, remove_unfinished, write_json
 from pgnn_geo.ranks import ALONE, Ranks
 
 #: Bytes, or seconds, between two notes of how far the file is.
@@ -122,8 +122,7 @@ class FeatureBank:
             part = target.with_name(f".{target.name}.part")
             try:
                 if ranks.is_first:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.with_suffix(".json").unlink(missing_ok=True)
+                    _prepare(part, target)
                 _write(part, features, count, json.loads(json.dumps(key)), ranks)
                 ranks.first(lambda: _finish(part, target, key))
             except OSError as error:
@@ -178,6 +177,16 @@ def _check_room(folder: Path, size: int) -> None:
 def _notes(part: Path) -> list[Path]:
     """Return the notes on how far a file is, those of all processes that have written it."""
     return sorted(part.parent.glob(f"{glob.escape(part.stem)}*.json"))
+
+
+def _prepare(part: Path, target: Path) -> None:
+    """Remove a bank of another key; one that was killed while it was finished is unfinished."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(target.parent)
+    target.with_suffix(".json").unlink(missing_ok=True)
+    if target.exists() and not part.exists() and _notes(part):
+        os.replace(target, part)
+    target.unlink(missing_ok=True)
 
 
 def _finish(part: Path, target: Path, key: dict[str, object]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from pgnn_geo.datasets import EvalTransform, SquareTransform, TaggedDataset
+from pgnn_geo.errors import InputError, plain_errors
 
 #: Wraps an iterable of batches for a progress display: ``(iterable, title, total) -> iterable``.
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -60,13 +61,15 @@ def photo_batches(
         first (int): The photo to begin with. (default: :obj:`0`)
     """
     photos = Subset(dataset.with_transform(view.transform), range(first, len(dataset)))
-    yield from DataLoader(
+    loader = DataLoader(
         photos,
         batch_size=batch_size,
         num_workers=workers,
         collate_fn=_images,
         pin_memory=torch.cuda.is_available(),
     )
+    with plain_errors():
+        yield from loader
 
 
 def _images(items: list[dict[str, Any]]) -> Tensor:
@@ -74,11 +77,18 @@ def _images(items: list[dict[str, Any]]) -> Tensor:
 
 
 def digest_of_photos(paths: Sequence[Path]) -> str:
-    """Return a digest of the content of files, whatever their names and dates."""
+    """Return a digest of the content of files, whatever their names and dates.
+
+    Raises:
+        InputError: If one cannot be read.
+    """
     total = hashlib.sha256()
     for path in paths:
-        with open(path, "rb") as handle:
-            total.update(hashlib.file_digest(handle, "sha256").digest())
+        try:
+            with open(path, "rb") as handle:
+                total.update(hashlib.file_digest(handle, "sha256").digest())
+        except OSError as error:
+            raise InputError(f"photo '{path}' cannot be read: {error}") from error
     return total.hexdigest()
 
 

@@ -22,7 +22,14 @@ from pgnn_geo.datasets.photos import Photo, StrPath, find_photos, read_photo_tag
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.inference.segmenter import Segmenter
-from pgnn_geo.io.files import atomic_write, first_difference, mark_results, write_json
+from pgnn_geo.io.files import (
+    atomic_write,
+    first_difference,
+    inside,
+    mark_results,
+    remove_unfinished,
+    write_json,
+)
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.labels.refine import build_refinement
 from pgnn_geo.nn.photo_views import MAX_SIDE, check_scales, shrink
@@ -193,9 +200,9 @@ class _Steps:
         """Return the files of the mask, the overlay and the probabilities, if they are wanted."""
         name = photo.photo_id
         return (
-            self.masks / f"{name}.png",
-            self.overlays and self.overlays / f"{name}.png",
-            self.probabilities and self.probabilities / f"{name}.npz",
+            inside(self.masks, f"{name}.png"),
+            self.overlays and inside(self.overlays, f"{name}.png"),
+            self.probabilities and inside(self.probabilities, f"{name}.npz"),
         )
 
     def are_done(self, photo: Photo) -> bool:
@@ -297,6 +304,7 @@ def _claim(
     record = json.loads(json.dumps(record))
     path = out / "predict.json"
     try:
+        remove_unfinished(out)
         if not path.is_file():
             write_json(path, record)
         elif difference := first_difference(json.loads(path.read_text()), record):

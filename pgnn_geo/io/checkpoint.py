@@ -84,8 +84,22 @@ def write_model_file(
         **more: Further plain values.
     """
     content = {"format": form, "config": config, "ledger": ledger.to_dict(), **more}
+    save_tensors(path, {**content, "state_dict": model.state_dict()})
+
+
+def save_tensors(path: str | os.PathLike[str], content: dict[str, Any]) -> None:
+    """Write what :func:`torch.save` takes, atomically.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     with atomic_write(path) as handle:
-        torch.save({**content, "state_dict": model.state_dict()}, handle)
+        try:
+            torch.save(content, handle)
+        except RuntimeError as error:  # in whose place torch raises one about its own format
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 @contextmanager

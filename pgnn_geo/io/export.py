@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.io.files import atomic_write, mark_results
-from pgnn_geo.io.masks import IGNORE, VOC_CLASSES, save_mask
+from pgnn_geo.io.files import atomic_write, inside, mark_results
+from pgnn_geo.io.masks import IGNORE, MAX_PIXELS, VOC_CLASSES, save_mask
 
 LabelImages = Iterable[tuple[str, Tensor | ArrayLike]]
 
@@ -117,6 +117,11 @@ def read_coco(path: str | os.PathLike[str], classes: Sequence[str]) -> Iterator[
         ) from error
     labels = {name: label for label, name in enumerate(classes, start=1)}
     for number, (name, height, width) in images.items():
+        if min(height, width) < 1 or height * width > MAX_PIXELS:
+            raise InputError(
+                f"image {number} of '{path}' is said to have {width} x {height} pixels; want 1 to "
+                f"{MAX_PIXELS}"
+            )
         regions = [
             (_region(coco, entry, path), _coco_label(entry, categories, labels, path))
             for entry in coco.imgToAnns[number]
@@ -152,6 +157,11 @@ def _region(coco: Any, entry: Mapping[str, Any], path: str | os.PathLike[str]) -
             "tells no pixels; export masks or polygons, or use the file for tags"
         )
     try:
+        image, segmentation = coco.imgs[entry["image_id"]], entry["segmentation"]
+        if isinstance(segmentation, dict):  # of whose size the library makes the mask
+            size = [image["height"], image["width"]]
+            if list(segmentation["size"]) != size:
+                raise ValueError(f"its size is {segmentation['size']}, its image's {size}")
         return np.asarray(coco.annToMask(entry)) > 0
     except Exception as error:  # of a library in C, which checks nothing before
         raise InputError(
@@ -187,7 +197,7 @@ def write_voc_submission(
         array = check_labels(mask, image_id, len(classes))
         if (array == IGNORE).any():
             raise InputError(f"mask of image '{image_id}' holds 255; the VOC server takes 0..20")
-        save_mask(folder / f"{image_id}.png", numbers[array])
+        save_mask(inside(folder, f"{image_id}.png"), numbers[array])
         mark_results(Path(root) / VOC_SUBMISSION.parts[0])
     return folder
 

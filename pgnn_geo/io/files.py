@@ -5,19 +5,27 @@ import json
 import math
 import os
 import shutil
+import socket
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from pgnn_geo.errors import InputError
+
 #: File in a folder of results: images in there, and below it, are never taken for photos.
 RESULT_MARK = ".pgnn_geo"
 
 _TEMPORARY = ".tmp-"
+
+#: Seconds after which what a process of another machine has not finished is given up.
+_GIVEN_UP = 24 * 3600
 
 
 @contextmanager
@@ -36,7 +44,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own: that of a file may be as long as the system allows.
-    descriptor, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=target.parent)
+    descriptor, temporary = tempfile.mkstemp(prefix=_prefix(), dir=target.parent)
     try:
         with os.fdopen(descriptor, "wb") as handle:
             yield handle
@@ -64,7 +72,7 @@ def atomic_folder(path: str | os.PathLike[str], sync: bool = True) -> Iterator[P
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=_prefix(), dir=target.parent))
     try:
         yield temporary
         for file in temporary.rglob("*") if sync else ():
@@ -73,7 +81,7 @@ def atomic_folder(path: str | os.PathLike[str], sync: bool = True) -> Iterator[P
                     os.fsync(handle.fileno())
         os.chmod(temporary, 0o777 & ~_umask())
         if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
+            old = Path(tempfile.mkdtemp(prefix=_prefix(), dir=target.parent))
             os.rename(target, old)  # onto an empty folder, which the system allows
             os.rename(temporary, target)
             shutil.rmtree(old)
@@ -82,6 +90,73 @@ def atomic_folder(path: str | os.PathLike[str], sync: bool = True) -> Iterator[P
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Check that names stay below the folder that they are put into.
+
+    Raises:
+        InputError: If one is empty or absolute, or has a part ``..``.
+    """
+    for name in names:
+        path = PurePath(name)
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
+            raise InputError(
+                f"image id {name!r} is no path below a folder; want such as 'trip/1', without '..'"
+            )
+
+
+def inside(folder: str | os.PathLike[str], name: str) -> Path:
+    """Return :obj:`folder/name`, a file to be written that does not leave the folder.
+
+    Raises:
+        InputError: If it does, by its name or by a link in the folder.
+    """
+    check_names([name])
+    path = Path(folder, name)
+    if not path.parent.resolve().is_relative_to(Path(folder).resolve()):
+        raise InputError(
+            f"{path} would be written to {path.parent.resolve()}, where a link in {folder} leads; "
+            "remove the link, or choose another folder"
+        )
+    return path
+
+
+def remove_unfinished(folder: str | os.PathLike[str]) -> None:
+    """Remove the temporary files and folders below a folder that killed processes have left.
+
+    Those of processes that are still there stay, and those of other machines for a day.
+    """
+    for here, folders, files in os.walk(folder):
+        for name in [name for name in (*folders, *files) if name.startswith(_TEMPORARY)]:
+            path = Path(here, name)
+            if _is_left(path):
+                if name in folders:
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+        folders[:] = [name for name in folders if not name.startswith(_TEMPORARY)]
+
+
+def _prefix() -> str:
+    """How the names of temporary files begin: they say whose they are."""
+    return f"{_TEMPORARY}{socket.gethostname()[:32]}-{os.getpid()}-"
+
+
+def _is_left(path: Path) -> bool:
+    host, _, process = path.name.removeprefix(_TEMPORARY).rpartition("-")[0].rpartition("-")
+    if host == socket.gethostname()[:32] and process.isdecimal() and sys.platform != "win32":
+        try:
+            os.kill(int(process), 0)  # asks only whether it is there
+        except ProcessLookupError:
+            return True
+        except OSError:  # it is, and somebody else's
+            return False
+        return False
+    try:
+        return time.time() - path.stat().st_mtime > _GIVEN_UP
+    except OSError:  # somebody else has just finished or removed it
+        return False
 
 
 def mark_results(folder: str | os.PathLike[str]) -> None:

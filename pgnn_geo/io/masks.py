@@ -15,6 +15,9 @@ from pgnn_geo.io.files import atomic_write
 
 IGNORE = 255
 
+#: Pixels of the largest image that is opened, unless another bound is given: Pillow's own.
+MAX_PIXELS = 178_956_970
+
 #: VOC's names of the labels 1..20.
 VOC_CLASSES: tuple[str, ...] = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -65,25 +68,34 @@ def save_mask(path: str | os.PathLike[str], mask: Tensor | ArrayLike) -> None:
         image.save(handle, format="PNG")
 
 
-def load_mask(path: str | os.PathLike[str]) -> Tensor:
+def load_mask(path: str | os.PathLike[str], max_pixels: int | None = None) -> Tensor:
     """Read a label image without converting colours: what the file stores are the labels.
 
     Args:
         path (str or PathLike): PNG of mode P (palette) or L (grey).
+        max_pixels (int, optional): Bound on its width times its height, :obj:`MAX_PIXELS` if not
+            given.
 
     Returns:
         uint8 tensor of shape :math:`(H, W)`.
 
     Raises:
-        InputError: If the file is missing, damaged, or neither a palette nor a grey 8-bit PNG.
+        InputError: If the file is missing, damaged, too large, or neither a palette nor a grey
+            8-bit PNG.
     """
+    bound = MAX_PIXELS if max_pixels is None else max_pixels
     try:
-        # Not by Image.open: as large as a photo may be, so may its mask be.
+        # Not by Image.open, whose bound is one for the whole process and all its libraries.
         with open(path, "rb") as handle, PngImageFile(handle, os.fspath(path)) as image:
             if image.mode not in ("P", "L"):
                 raise InputError(
                     f"mask '{path}' has mode {image.mode}; want a palette (P) or grey (L) PNG "
                     "whose values are labels"
+                )
+            if image.width * image.height > bound:
+                raise InputError(
+                    f"mask '{path}' has {image.width} x {image.height} pixels, more than the bound "
+                    f"of {bound}: raise max_pixels if its photo is as large"
                 )
             return torch.from_numpy(np.array(image))
     except InputError:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pgnn_geo.errors import InputError, InputNote
-from pgnn_geo.io.files import first_difference, write_json
+from pgnn_geo.io.files import first_difference, remove_unfinished, write_json
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -44,6 +44,7 @@ def claim_folder(out: Path, config: "DataclassInstance") -> None:
     path = out / "config.json"
     try:
         if path.is_file():
+            remove_unfinished(out)
             if difference := first_difference(json.loads(path.read_text()), wanted):
                 raise InputError(
                     f"{out} holds a run of another configuration ({difference}). "

@@ -1,11 +1,14 @@
 """Fitting as every training does it: resumable, one line per epoch, TensorBoard's log."""
 
+import os
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -13,10 +16,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.console import Console
 from torch import nn
-from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader
 
-from pgnn_geo.errors import InputError
+from pgnn_geo.errors import InputError, plain_errors
+from pgnn_geo.io.checkpoint import save_tensors
 from pgnn_geo.precision import Precision, check_devices, default_device, resolve_precision
 from pgnn_geo.training.callbacks import EpochLine, progress_bars
 
@@ -35,6 +38,20 @@ class SeededEpochs(Callback):
         """Seed PyTorch."""
         key = [self.seed % 2**64, trainer.current_epoch, trainer.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside the last one and renames it.
+
+    Lightning's own writes it in the system's folder for temporary files and moves it: a copy, if
+    that is on another disk, and whoever is killed meanwhile has neither the old nor the new one.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint, atomically."""
+        save_tensors(path, checkpoint)
 
 
 def fit(
@@ -84,6 +101,7 @@ def fit(
         max_epochs=epochs,
         accelerator=default_device().type,
         devices=devices,
+        plugins=[AtomicCheckpointIO()],
         # Not processes that run the whole program again: what comes after is for one alone.
         strategy=DDPStrategy(start_method="spawn") if devices > 1 else "auto",
         precision=resolve_precision(precision),
@@ -98,25 +116,26 @@ def fit(
         deterministic="warn",
         log_every_n_steps=1,
     )
-    try:
+    with plain_errors():
         trainer.fit(module, data, ckpt_path=last_checkpoint(out), weights_only=True)
-    except ProcessRaisedException as error:
-        _raise_as_input_error(error)
-        raise
-
-
-def _raise_as_input_error(error: ProcessRaisedException) -> None:
-    """Raise the :class:`InputError` that another process ended with, if it did."""
-    name = f"{InputError.__module__}.{InputError.__qualname__}: "
-    _, found, message = str(error).rpartition(f"\n{name}")
-    if found:
-        raise InputError(message.strip()) from error
 
 
 def last_checkpoint(out: Path) -> Path | None:
-    """Return the checkpoint that :func:`fit` would go on from, if there is one."""
+    """Return the checkpoint that :func:`fit` would go on from, if there is one.
+
+    Raises:
+        InputError: If it is damaged, or holds more than tensors and plain values.
+    """
     path = out / "checkpoints" / "last.ckpt"
-    return path if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise InputError(
+            f"checkpoint {path} cannot be read: {error}; delete it to start this training anew"
+        ) from error
+    return path
 
 
 def adamw(

@@ -10,7 +10,7 @@ from torch import Tensor
 from pgnn_geo.datasets import Item, TaggedDataset
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.views import Progress, no_progress
-from pgnn_geo.io.files import mark_results, write_json
+from pgnn_geo.io.files import inside, mark_results, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.labels.mutual import mutual_complement
@@ -132,7 +132,7 @@ class MutualComplement(Callback):
                     assert isinstance(network, DeepLabV2)  # which alone has stems
                     views = _stem_views(network, stems, index)
                 after = self._complement(views, item, before)
-                save_mask(folder / f"{item['image_id']}.png", after)
+                save_mask(inside(folder, f"{item['image_id']}.png"), after)
                 counts += torch.tensor([after.numel(), (after != before).sum()])
                 place = self._true.get(item["image_id"])
                 if self.truth is not None and place is not None:

@@ -65,7 +65,8 @@ def label_sheets(
     pictures = []
     for index in chosen:
         item = dataset[index]
-        masks = [load_mask(path / f"{item['image_id']}.png") for path in labels.values()]
+        files = [path / f"{item['image_id']}.png" for path in labels.values()]
+        masks = [load_mask(path, dataset.max_pixels) for path in files]
         if "mask" in item:
             masks.append(item["mask"].as_subclass(torch.Tensor))
         image, masks = _shrunk(item["image"].as_subclass(torch.Tensor), masks)

@@ -1,10 +1,8 @@
 """Commands in two processes write what one writes; what goes wrong in one is said once."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -90,24 +88,3 @@ def test_places_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
         check_alone("segment")
     got = [os.environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR")]
     assert got == ["4", "3", "1", "n1"]
-
-
-@pytest.mark.slow
-def test_one_of_two_is_killed_and_both_go_on(shapes_root: Path, tmp_path: Path) -> None:
-    out = tmp_path / "killed"
-    command = ["run", f"--root={shapes_root}", f"--out={out}", *RUN]
-    program = [*TORCHRUN, "--master_port=29611", "-m", "pgnn_geo.app.cli", *command]
-    agent = subprocess.Popen(program, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    killed = False
-    while agent.poll() is None and not killed:
-        children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
-        if (out / "features").is_dir() and len(children) == 2:
-            os.kill(int(children[1]), signal.SIGKILL)
-            killed = True
-        time.sleep(0.01)
-    assert agent.wait(timeout=60) != 0 and killed
-    assert not (out / "metrics.json").exists()
-    assert two(*command).returncode == 0
-    main(["run", f"--root={shapes_root}", f"--out={tmp_path / 'whole'}", *RUN])
-    labels = [files(folder / "pgnn" / "labels") for folder in (out, tmp_path / "whole")]
-    assert labels[0] == labels[1]

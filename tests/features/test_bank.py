@@ -11,6 +11,7 @@ import torch
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.features import FeatureBank, bank
+from pgnn_geo.io.files import write_json
 
 
 def given(rows, size=2):
@@ -101,6 +102,24 @@ def test_a_killed_writing_goes_on_where_it_was(tmp_path, key, size, seconds, fir
     made = FeatureBank.build(path, features, 10, {"weights": key})
     assert asked == [first]
     assert torch.equal(made[list(range(10))][:, 0, 0, 0], torch.arange(10.0))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bank.json", "bank.npy"]
+
+
+def test_killed_while_it_is_finished_nothing_is_computed_again(tmp_path, monkeypatch):
+    path, rows = tmp_path / "bank.npy", torch.randn(5, 2, 3, 3).half().float()
+
+    def killed(name, value):
+        if name == path.with_suffix(".json"):
+            raise KeyboardInterrupt
+        write_json(name, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bank, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            FeatureBank.build(path, given(rows), 5, {"weights": "a"})
+    assert path.is_file() and not FeatureBank.is_current(path, {"weights": "a"})
+    made = FeatureBank.build(path, never, 5, {"weights": "a"})
+    assert torch.equal(made[list(range(5))], rows)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bank.json", "bank.npy"]
 
 

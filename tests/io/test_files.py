@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from pgnn_geo.io.files import (
     atomic_write,
     first_difference,
     mark_results,
+    remove_unfinished,
     write_json,
 )
 from pgnn_geo.io.masks import save_mask
@@ -22,6 +25,30 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path):
         raise RuntimeError
     assert path.read_text() == '{\n  "a": 1\n}\n'
     assert os.listdir(path.parent) == ["figures.json"]
+
+
+KILLED = """
+import os, signal, sys
+from pgnn_geo.io.files import atomic_folder, atomic_write
+with atomic_folder(sys.argv[1] + "/deep/model") as folder, atomic_write(folder / "a") as handle:
+    with atomic_write(sys.argv[1] + "/b") as other:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_leaves_is_removed_and_nothing_else(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path])
+    left = [path for path in tmp_path.rglob(".tmp-*") if path.is_file()]
+    assert len(left) == 2
+    foreign = tmp_path / ".tmp-elsewhere-1-abc"
+    foreign.write_text("of another machine, which may be at it")
+    with atomic_write(tmp_path / "own") as handle:
+        remove_unfinished(tmp_path)
+        handle.write(b"at it")
+    assert sorted(p.name for p in tmp_path.rglob("*")) == sorted(["deep", foreign.name, "own"])
+    os.utime(foreign, (0, 0))
+    remove_unfinished(tmp_path)
+    assert not foreign.exists() and (tmp_path / "own").read_bytes() == b"at it"
 
 
 def test_mode_is_that_of_an_ordinary_file(tmp_path):

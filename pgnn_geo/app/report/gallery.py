@@ -142,7 +142,7 @@ def _photo(
     for layer in gallery.layers:
         if layer.folder is None or not (path := layer.folder / f"{name}.png").is_file():
             continue
-        mask = load_mask(path)
+        mask = load_mask(path, photos.max_pixels)
         _save_labels(folder / f"{index}-{layer.key}.png", mask, small.size)
         there.append(layer.key)
         if (own := maps[layer.key]) is not None:

@@ -8,7 +8,7 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.io.export import check_labels
 from pgnn_geo.io.exports.base import Export, Labelled
 from pgnn_geo.io.exports.registry import EXPORTS
-from pgnn_geo.io.files import atomic_folder, mark_results
+from pgnn_geo.io.files import atomic_folder, mark_results, remove_unfinished
 from pgnn_geo.io.masks import load_mask
 
 
@@ -34,6 +34,7 @@ def write_exports(
     photos: Sequence[tuple[str, Path]],
     labels: Path,
     classes: Sequence[str],
+    max_pixels: int | None = None,
 ) -> list[Path]:
     """Write each export into :obj:`out/NAME`, whole or not at all; one that is there is replaced.
 
@@ -43,6 +44,7 @@ def write_exports(
         photos (sequence of tuple): Id and file of each photo.
         labels (Path): Folder of their label images :obj:`ID.png`, with the VOC palette.
         classes (sequence of str): Names of the labels 1..K.
+        max_pixels (int, optional): See :func:`~pgnn_geo.io.masks.load_mask`.
 
     Raises:
         InputError: If a label image is missing or holds labels of no class, or an export cannot be
@@ -52,13 +54,14 @@ def write_exports(
     def read() -> Iterator[Labelled]:
         for image_id, photo in photos:
             label = labels / f"{image_id}.png"
-            mask = check_labels(load_mask(label).numpy(), image_id, len(classes))
+            mask = check_labels(load_mask(label, max_pixels).numpy(), image_id, len(classes))
             yield Labelled(image_id, photo, mask, label)
 
     folders = []
     for export in exports:
         folder = out / export.name
         try:
+            remove_unfinished(out)
             mark_results(out)
             with atomic_folder(folder, sync=False) as temporary:
                 export.write(temporary, read(), classes)
