@@ -13,7 +13,7 @@ from pgnn_geo.app.config import (
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.labels.maps import MapConfig
 from pgnn_geo.training.attention import COMPLETION, AttentionTrainingConfig
-from pgnn_geo.training.segmentation import RECIPES
+from pgnn_geo.training.segmentation_config import RECIPES
 
 
 def demo_config(out: Path, epochs: int = 6, seed: int = 0) -> RunConfig:
@@ -45,6 +45,7 @@ def demo_config(out: Path, epochs: int = 6, seed: int = 0) -> RunConfig:
         labels=LabelConfig(background=0.1),
         cam_labels=LabelConfig(background=0.2),
         segment=Stage2Config(
+            uncertain=None,
             network=SegmentationNetworkConfig("vgg_tiny", weights=None, hidden_channels=256),
             train=RECIPES["short"].changed(
                 freeze_stages=0,

@@ -13,13 +13,12 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.nn import DeepLabV2
 from pgnn_geo.training.segmentation import (
-    RECIPES,
     SegmentationData,
     SegmentationModule,
-    SegmentationTrainingConfig,
     segmentation_loss,
     train_segmentation,
 )
+from pgnn_geo.training.segmentation_config import RECIPES, SegmentationTrainingConfig
 
 CONFIG = SegmentationTrainingConfig(
     epochs=2,
@@ -224,7 +223,13 @@ def test_recipes():
     assert short.changed(steps=110).num_epochs(437) == 2
     assert deeplab.changed(epochs=3, lr=1.0) == replace(deeplab, epochs=3, steps=None, lr=1.0)
     assert deeplab.changed(steps=1).num_epochs(10_582) == 1
-    for wrong in ({"epochs": 3}, {"steps": None}, {"crop": 0}, {"loss_scales": ()}):
+    for wrong in (
+        {"epochs": 3},
+        {"steps": None},
+        {"crop": 0},
+        {"loss_scales": ()},
+        {"average": 1.0},
+    ):
         with pytest.raises(InputError, match=next(iter(wrong))):
             replace(deeplab, **wrong)
 
