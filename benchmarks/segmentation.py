@@ -137,7 +137,8 @@ def own_masks(photos: DataConfig, row: Row, folder: Path, every: int) -> dict[st
     chosen = truth.subset(range(0, len(truth), every))
     matrix = ConfusionMatrix(len(chosen.classes), chosen.classes)
     segmenter = Segmenter.from_pretrained(folder / "segmenter").to("auto")
-    for item in progress(chosen, "own masks", len(chosen)):
+    for index in progress(range(len(chosen)), "own masks", len(chosen)):
+        item = chosen[index]
         image, mask = (item[name].as_subclass(Tensor) for name in ("image", "mask"))
         matrix.update(segmenter.label(image, tags=item["tags"]), mask, item["image_id"])
     found = {"images": len(chosen), "network": matrix.compute().miou, "labels": None}
@@ -290,10 +291,9 @@ def compare(
     """
     photos, folder = DataConfig("voc", root, split, classes), Path(out)
     common = recipe_with(recipe, train)
-    how = eval_split, network, common, "off", mutual_start, mutual_confidence
+    base = Stage2Config(eval_split, network, common, "off", mutual_start, mutual_confidence)
     bases = {
-        name: replace(Stage2Config(*how), train=with_setting(common, each))
-        for name, each in settings.items()
+        name: replace(base, train=with_setting(common, each)) for name, each in settings.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows_of(labels, mutual, uncertain, truth, list(settings))
