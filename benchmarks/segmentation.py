@@ -2,27 +2,34 @@
 
     python benchmarks/segmentation.py --root VOCdevkit/VOC2012 --out runs/segmentation \
         --labels.pgnn runs/voc/pgnn/labels --labels.cam runs/voc/cam/labels \
-        --mutual '["off", "tags"]' --seeds '[0, 1, 2]'
+        --mutual '["off", "tags"]' --settings '{"": {}, "slow": {"lr": 1e-4}}'
 
-Trains DeepLab-v2 once per seed on the true masks, and on each folder of labels with each rule of
-the mutual complement; measures all of them on --eval-split, and the labels on the photos that they
-are of. A training is a folder of its own in OUT: a run that was cut off goes on where it stopped.
-OUT/segmentation.md and .json are written anew after each.
+Trains DeepLab-v2 once per seed and setting on the true masks, and on each folder of labels with
+each rule of the mutual complement and each share of --uncertain; measures all of them on
+--eval_split, and the labels on the photos that they are of. Rows differ in nothing but what their
+title says: the same seed is the same first weights, order, windows and dropout. So they are
+compared seed by seed: with full supervision of the same setting, and with the first row of labels.
+A training is a folder of its own in OUT: a run that was cut off goes on where it stopped. Outputs
+of the frozen stages are computed once for all. OUT/segmentation.md and .json are written anew after
+each training.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal, NamedTuple
 
 from _common import machine
+from _paired import Difference, paired_difference
 from jsonargparse import auto_cli
+from torch import Tensor
 
 from pgnn_geo.app import stage2
 from pgnn_geo.app.cli_parser import Parser
@@ -31,46 +38,114 @@ from pgnn_geo.app.config_changes import SegmentationTrainingConfigChanges, recip
 from pgnn_geo.app.evaluation import evaluate
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
+from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.files import atomic_write, write_json
-from pgnn_geo.io.run_folder import console
-from pgnn_geo.training.segmentation import RecipeName
+from pgnn_geo.io.run_folder import console, progress
+from pgnn_geo.metrics import ConfusionMatrix
+from pgnn_geo.training.segmentation_config import RecipeName, SegmentationTrainingConfig
 
 MutualName = Literal["off", "literal", "tags"]
 MEASURES = ("miou", "precision", "recall")
 NONE: dict[str, str] = {}
 OFF: list[MutualName] = ["off"]
-SEEDS = [0, 1, 2]
+CERTAIN: list[float | None] = [0.5]
+SEEDS = list(range(8))
 NETWORK, RECIPE = SegmentationNetworkConfig(), SegmentationTrainingConfigChanges()
+SETTINGS: dict[str, dict[str, Any]] = {"": {}}
 
 
 class Row(NamedTuple):
-    """What a network is trained on, and how labels are rewritten on the way."""
+    """What a network is trained on and how, and how labels are rewritten on the way."""
 
     name: str
     labels: str
-    mutual: MutualName
+    mutual: MutualName = "off"
+    uncertain: float | None = 0.5
+    setting: str = ""
 
     @property
     def title(self) -> str:
         """How tables call it."""
-        return (
-            self.name if self.mutual == "off" else f"{self.name}, mutual complement {self.mutual}"
-        )
+        complement = "" if self.mutual == "off" else f"mutual complement {self.mutual}"
+        return ", ".join(filter(None, (self.name, self.learnt, complement, self.setting)))
+
+    @property
+    def learnt(self) -> str:
+        """How tables say which background is learnt, unless it is the default."""
+        if self.uncertain is None:
+            return "all background"
+        return "" if self.uncertain == 0.5 else f"uncertain {self.uncertain}"
+
+    @property
+    def folder(self) -> str:
+        """How its folders are called, but for the seed."""
+        parts = self.name, self.learnt, self.mutual, self.setting
+        return "-".join(filter(None, parts)).replace(" ", "-")
 
 
-def rows_of(labels: dict[str, str], rules: Sequence[MutualName], truth: bool) -> list[Row]:
+def rows_of(
+    labels: dict[str, str],
+    rules: Sequence[MutualName],
+    shares: Sequence[float | None],
+    truth: bool,
+    settings: Sequence[str],
+) -> list[Row]:
     """Return what to train on, full supervision first."""
-    full = [Row("true masks", stage2.TRUTH, "off")] if truth else []
-    return full + [Row(name, folder, rule) for name, folder in labels.items() for rule in rules]
+    full = [Row("true masks", stage2.TRUTH, setting=each) for each in settings if truth]
+    return full + [
+        Row(name, folder, rule, share, each)
+        for name, folder in labels.items()
+        for rule in rules
+        for share in shares
+        for each in settings
+    ]
+
+
+def with_setting(
+    common: SegmentationTrainingConfig, values: dict[str, Any]
+) -> SegmentationTrainingConfig:
+    """Return the configuration of a setting.
+
+    Raises:
+        InputError: If there is no hyper-parameter of such a name.
+    """
+    names = [entry.name for entry in fields(common)]
+    if unknown := values.keys() - names:
+        raise InputError(
+            f"--settings: {', '.join(sorted(unknown))}: want some of {', '.join(names)}"
+        )
+    return common.changed(**values)
 
 
 def cell(base: Stage2Config, photos: DataConfig, row: Row, seed: int, out: Path) -> dict[str, Any]:
     """Train and measure one network, unless that is done; return its metrics."""
-    config = replace(base, mutual=row.mutual, train=replace(base.train, seed=seed))
+    config = replace(
+        base, mutual=row.mutual, uncertain=row.uncertain, train=replace(base.train, seed=seed)
+    )
     if row.mutual == "off":  # what has no bearing must not tell folders apart
         config = replace(config, mutual_start=1, mutual_confidence=None)
-    folder = f"{row.name}-{row.mutual}-seed{seed}".replace(" ", "-")
-    return stage2.train_and_measure(config.on(photos, row.labels), out / folder, out / "stems")
+    folder = out / f"{row.folder}-seed{seed}"
+    return stage2.train_and_measure(config.on(photos, row.labels), folder, out / "stems")
+
+
+def own_masks(photos: DataConfig, row: Row, folder: Path, every: int) -> dict[str, Any]:
+    """Measure a network on training photos whose tags it is told, beside what it learnt there."""
+    path = folder / "own.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    truth = photos.build(with_masks=True)
+    chosen = truth.subset(range(0, len(truth), every))
+    matrix = ConfusionMatrix(len(chosen.classes), chosen.classes)
+    segmenter = Segmenter.from_pretrained(folder / "segmenter").to("auto")
+    for index in progress(range(len(chosen)), "own masks", len(chosen)):
+        item = chosen[index]
+        image, mask = (item[name].as_subclass(Tensor) for name in ("image", "mask"))
+        matrix.update(segmenter.label(image, tags=item["tags"]), mask, item["image_id"])
+    found = {"images": len(chosen), "network": matrix.compute().miou, "labels": None}
+    if row.labels != stage2.TRUTH:
+        found["labels"] = evaluate(Path(row.labels), chosen).miou
+    write_json(path, found)
+    return found
 
 
 def label_scores(photos: DataConfig, row: Row) -> dict[str, Any] | None:
@@ -83,9 +158,11 @@ def label_scores(photos: DataConfig, row: Row) -> dict[str, Any] | None:
 
 def summary(row: Row, cells: dict[int, dict[str, Any]], labels: dict[str, Any] | None) -> Any:
     """Return means and spreads over the seeds of one row."""
+    own = [cell["own"] for cell in cells.values() if "own" in cell]
     values = {name: [cells[seed]["segmenter"][name] for seed in sorted(cells)] for name in MEASURES}
     return {
         "title": row.title,
+        "setting": row.setting,
         "seeds": sorted(cells),
         "labels": labels,
         **{name: mean(each) for name, each in values.items()},
@@ -93,6 +170,7 @@ def summary(row: Row, cells: dict[int, dict[str, Any]], labels: dict[str, Any] |
         "by_seed": {
             name: dict(zip(sorted(cells), each, strict=True)) for name, each in values.items()
         },
+        "own": {**own[0], "network": mean(each["network"] for each in own)} if own else None,
         "supervision": next(iter(cells.values()))["supervision"],
     }
 
@@ -108,11 +186,35 @@ def share_of_full(row: dict[str, Any], full: dict[str, Any] | None) -> str:
     return f"{100 * own / best:.1f} %"
 
 
+def beside(row: dict[str, Any], other: dict[str, Any] | None) -> str:
+    """Return how far a row's mIoU is from another's in points, with the interval."""
+    if other is None or other is row:
+        return ""
+    gap = paired_difference(row["by_seed"]["miou"], other["by_seed"]["miou"])
+    return "" if gap is None else in_points(gap)
+
+
+def own_of(row: dict[str, Any]) -> str:
+    """Return the mIoU of labels on training photos, and that of the masks of what learnt them."""
+    if row["own"] is None:
+        return ""
+    labels, network = row["own"]["labels"], f"{100 * row['own']['network']:.1f}"
+    return network if labels is None else f"{100 * labels:.1f}, {network}"
+
+
+def in_points(gap: Difference) -> str:
+    """Return a difference of two shares in per cent."""
+    half = "" if gap.half is None else f" ± {100 * gap.half:.1f}"
+    return f"{100 * gap.mean:+.1f}{half}"
+
+
 def markdown(results: list[dict[str, Any]]) -> str:
     """Return the table, in per cent."""
-    heads = ["trained on", "labels' mIoU / P / R", "mIoU", "P", "R", "of full supervision", "seeds"]
+    heads = ["trained on", "labels' mIoU / P / R", "mIoU", "P", "R", "of full supervision"]
+    heads += ["minus full supervision", "minus the first labels", "labels, own masks", "seeds"]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    full = next((row for row in results if row["labels"] is None), None)
+    full = {row["setting"]: row for row in results if row["labels"] is None}
+    first = next((row for row in results if row["labels"] is not None), None)
     for row in results:
         quality = (
             ""
@@ -124,10 +226,16 @@ def markdown(results: list[dict[str, Any]]) -> str:
             spread = row["std"][name]
             each = "" if spread is None else f" ± {100 * spread:.1f}"
             values.append(f"{100 * row[name]:.1f}{each}")
-        seeds = ", ".join(map(str, row["seeds"]))
-        cells = [row["title"], quality, *values, share_of_full(row, full), seeds]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        best, seeds = full.get(row["setting"]), ", ".join(map(str, row["seeds"]))
+        against = [share_of_full(row, best), beside(row, best)]
+        against += ["" if row["labels"] is None else beside(row, first), own_of(row)]
+        lines.append("| " + " | ".join([row["title"], quality, *values, *against, seeds]) + " |")
+    note = (
+        "± in mIoU, P and R: standard deviation; in differences: 95 % interval of paired seeds. "
+        "Own masks: mIoU of the labels on photos that were learnt, and of the network's masks of "
+        "them, tags known."
+    )
+    return "\n".join([*lines, "", note]) + "\n"
 
 
 def write_report(out: Path, results: list[dict[str, Any]]) -> None:
@@ -148,6 +256,7 @@ def compare(
     mutual: list[MutualName] = OFF,
     mutual_start: int = 1,
     mutual_confidence: float | None = None,
+    uncertain: list[float | None] = CERTAIN,
     split: str = "train_aug",
     eval_split: str = "val",
     classes: str | None = None,
@@ -155,6 +264,8 @@ def compare(
     recipe: RecipeName = "short",
     network: SegmentationNetworkConfig = NETWORK,
     train: SegmentationTrainingConfigChanges = RECIPE,
+    settings: dict[str, dict[str, Any]] = SETTINGS,
+    own: int | None = None,
 ) -> None:
     """Train and measure what is not there yet; all rows at the first seed, then the others.
 
@@ -166,6 +277,8 @@ def compare(
         mutual: Rules of the mutual complement, each tried on each folder of labels.
         mutual_start: First epoch after which labels are rewritten.
         mutual_confidence: Probability from which on a prediction rewrites a label.
+        uncertain: Shares of the background score above which background is not learnt, each tried
+            on each folder of labels; null to learn all of it.
         split: Photos to train on.
         eval_split: Photos to measure on.
         classes: Comma-separated names that restrict the task.
@@ -173,19 +286,28 @@ def compare(
         recipe: Recipe of stage 2.
         network: The network.
         train: Values that take the place of the recipe's; null leaves the recipe's.
+        settings: Further such values by name, a row each on every kind of labels.
+        own: Every how manieth training photo is predicted as well, with its tags known.
     """
     photos, folder = DataConfig("voc", root, split, classes), Path(out)
-    settings = recipe_with(recipe, train)
-    base = Stage2Config(eval_split, network, settings, "off", mutual_start, mutual_confidence)
+    common = recipe_with(recipe, train)
+    base = Stage2Config(eval_split, network, common, "off", mutual_start, mutual_confidence)
+    bases = {
+        name: replace(base, train=with_setting(common, each)) for name, each in settings.items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    rows = rows_of(labels, mutual, truth)
+    rows = rows_of(labels, mutual, uncertain, truth, list(settings))
     quality = {row: label_scores(photos, row) for row in rows}
     cells: dict[Row, dict[int, dict[str, Any]]] = {row: {} for row in rows}
     results: list[dict[str, Any]] = []
     for seed in seeds:
         for row in rows:
             console.print(f"{row.title}, seed {seed}", highlight=False)
-            cells[row][seed] = cell(base, photos, row, seed, folder)
+            metrics = cell(bases[row.setting], photos, row, seed, folder)
+            if own is not None:
+                path = folder / f"{row.folder}-seed{seed}"
+                metrics = {**metrics, "own": own_masks(photos, row, path, own)}
+            cells[row][seed] = metrics
             results = [summary(each, cells[each], quality[each]) for each in rows if cells[each]]
             write_report(folder, results)
     shutil.rmtree(folder / "stems", ignore_errors=True)  # gigabytes, the same for all

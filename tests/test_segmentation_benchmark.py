@@ -11,6 +11,7 @@ import torch
 from scripts import run_benchmark
 
 from pgnn_geo.datasets import VOC2012
+from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.masks import load_mask, save_mask
 from pgnn_geo.metrics import ConfusionMatrix
 
@@ -76,6 +77,54 @@ def test_rows_over_seeds_and_what_is_there_is_not_done_again(
     table = (tmp_path / "out" / "segmentation.md").read_text()
     share = 100 * rows[1]["miou"] / rows[0]["miou"]
     assert f"{share:.1f} %" in table and "| 0, 1 |" in table and "±" in table
+    for row, column in ((rows[1], "minus full supervision"), (rows[2], "minus the first labels")):
+        other = rows[0] if "full" in column else rows[1]
+        gaps = [100 * (row["by_seed"]["miou"][s] - other["by_seed"]["miou"][s]) for s in "01"]
+        interval = f"{mean(gaps):+.1f} ± {12.7062047 * stdev(gaps) / 2**0.5:.1f}"
+        assert cell_of(table, row["title"], column) == interval
+    assert cell_of(table, "true masks", "minus full supervision") == ""
+    assert cell_of(table, "half", "minus the first labels") == ""
+
+
+def cell_of(table: str, title: str, column: str) -> str:
+    rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")]
+    heads = [head.strip() for head in rows[0]]
+    (row,) = (row for row in rows if row[0].strip() == title)
+    return row[heads.index(column)].strip()
+
+
+def test_settings_are_rows_of_the_same_seed(
+    shapes_root: Path, labels: Path, tmp_path: Path
+) -> None:
+    settings = '{"": {}, "same": {"lr": 2e-4}, "slow": {"lr": 1e-7}}'
+    command = ["--root", shapes_root, "--split", "train", "--labels.half", labels, *TINY]
+    command += ["--settings", settings, "--own", "4"]
+    compare(*command, "--seeds", "[3]", "--out", tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "segmentation.json").read_text())["rows"]
+    found = {row["title"]: row["miou"] for row in rows}
+    assert list(found) == [
+        *("true masks", "true masks, same", "true masks, slow"),
+        *("half", "half, same", "half, slow"),
+    ]
+    assert found["half"] == found["half, same"] != found["half, slow"]
+    assert found["true masks"] == found["true masks, same"]
+    table = (tmp_path / "out" / "segmentation.md").read_text()
+    # Each setting beside full supervision of its own, one pair without an interval.
+    gap = 100 * (found["half, slow"] - found["true masks, slow"])
+    assert cell_of(table, "half, slow", "minus full supervision") == f"{gap:+.1f}"
+    assert cell_of(table, "half, same", "minus the first labels") == "+0.0"
+    # Told the tags, on every fourth training photo; the labels are the true masks' right halves.
+    truth = VOC2012(shapes_root, "train", with_masks=True)
+    segmenter = Segmenter.from_pretrained(tmp_path / "out" / "half-off-seed3" / "segmenter")
+    own, halves = (ConfusionMatrix(len(truth.classes), truth.classes) for _ in range(2))
+    for item in truth.subset(range(0, len(truth), 4)):
+        image, mask = (item[name].as_subclass(torch.Tensor) for name in ("image", "mask"))
+        probabilities = segmenter.predict(image)
+        probabilities[1:][~item["tags"].bool()] = 0
+        own.update(probabilities.argmax(0), mask, "")
+        halves.update(load_mask(labels / f"{item['image_id']}.png"), mask, "")
+    both = ", ".join(f"{100 * matrix.compute().miou:.1f}" for matrix in (halves, own))
+    assert cell_of(table, "half", "labels, own masks") == both
 
 
 def test_labels_that_are_not_there(shapes_root: Path, tmp_path: Path, capsys) -> None:
@@ -85,3 +134,12 @@ def test_labels_that_are_not_there(shapes_root: Path, tmp_path: Path, capsys) ->
             *("--out", tmp_path / "out"),
         )
     assert "none" in capsys.readouterr().err
+
+
+def test_a_setting_that_there_is_not(shapes_root: Path, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        compare(
+            *("--root", shapes_root, "--split", "train", "--out", tmp_path / "out"),
+            *("--settings", '{"slow": {"rate": 1}}'),
+        )
+    assert "rate: want some of head, freeze_stages" in capsys.readouterr().err

@@ -58,7 +58,7 @@ try:
     from pgnn_geo.precision import Precision
     from pgnn_geo.training.attention import AttentionTrainingConfig
     from pgnn_geo.training.preflight import find_problems, raise_problems
-    from pgnn_geo.training.segmentation import RecipeName
+    from pgnn_geo.training.segmentation_config import RecipeName
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"pgnn-geo needs the package {error.name!r}: pip install 'pgnn-geo[train]'"
@@ -112,6 +112,7 @@ def run(
     mutual: MutualName = "off",
     mutual_start: int = 1,
     mutual_confidence: float | None = None,
+    uncertain: float | None = 0.5,
     export: str | None = None,
     **source: Any,
 ) -> None:
@@ -147,6 +148,7 @@ def run(
         mutual: Rewriting of the labels in stage 2, see "segment".
         mutual_start: First epoch after which labels are rewritten.
         mutual_confidence: Probability from which on a prediction rewrites a label.
+        uncertain: Which background stage 2 does not learn, see "segment".
         export: Formats such as "coco,yolo" for the P-GNN's labels in OUT/exports as well.
         **source: Which photos, tags and classes.
     """
@@ -157,8 +159,8 @@ def run(
     stage2_config = None
     if segment != "off":
         training = recipe_with(segment, segment_train)
-        rewriting = mutual, mutual_start, mutual_confidence
-        stage2_config = Stage2Config(eval_split, segment_network, training, *rewriting)
+        learnt = mutual, mutual_start, mutual_confidence, uncertain
+        stage2_config = Stage2Config(eval_split, segment_network, training, *learnt)
     config = RunConfig(
         data=DataConfig(root=root, **source),
         flow=flow,
@@ -268,6 +270,7 @@ def segment(
     mutual: MutualName = "off",
     mutual_start: int = 1,
     mutual_confidence: float | None = None,
+    uncertain: float | None = 0.5,
     network: SegmentationNetworkConfig = SEGMENTATION,
     train: SegmentationTrainingConfigChanges = RECIPE,
     **source: Any,
@@ -286,12 +289,14 @@ def segment(
             only classes that a photo is tagged with.
         mutual_start: First epoch after which labels are rewritten.
         mutual_confidence: Probability from which on a prediction rewrites a label.
+        uncertain: Share of the background score above which background of the labels is not learnt,
+            by the maps that "run" and "label" leave beside them; null to learn all of it.
         network: The network: DeepLab-v2, or with --network.architecture one of torchvision's.
         train: Values that take the place of the recipe's; null leaves the recipe's.
         **source: Which photos, tags and classes.
     """
-    rewriting = mutual, mutual_start, mutual_confidence
-    config = Stage2Config(eval_split, network, recipe_with(recipe, train), *rewriting)
+    learnt = mutual, mutual_start, mutual_confidence, uncertain
+    config = Stage2Config(eval_split, network, recipe_with(recipe, train), *learnt)
     stage2.segment(config.on(DataConfig(root=root, **source), labels), Path(out))
 
 

@@ -31,7 +31,7 @@ from pgnn_geo.nn.torchvision_segmentation import (
 )
 from pgnn_geo.training.attention import AttentionTrainingConfig
 from pgnn_geo.training.job import BackboneChoice
-from pgnn_geo.training.segmentation import RECIPES, SegmentationTrainingConfig
+from pgnn_geo.training.segmentation_config import RECIPES, SegmentationTrainingConfig
 
 ModelName = Literal["cam", "pgnn"]
 FlowName = Literal["frozen", "trained"]
@@ -189,6 +189,12 @@ class Stage2Config:
             :class:`~pgnn_geo.training.mutual.MutualComplement`.
         mutual_start (int): First epoch after which labels are rewritten.
         mutual_confidence (float, optional): Probability that a prediction needs to rewrite.
+        uncertain (float, optional): Share of the background score above which background of the
+            pseudo-labels is not learnt, see :func:`~pgnn_geo.labels.certainty.certain_labels`;
+            :obj:`None` to learn all of it.
+
+    Raises:
+        InputError: If :obj:`uncertain` does not lie in (0, 1].
     """
 
     eval_split: str | None = "val"
@@ -197,8 +203,11 @@ class Stage2Config:
     mutual: Literal["off", "literal", "tags"] = "off"
     mutual_start: int = 1
     mutual_confidence: float | None = None
+    uncertain: float | None = 0.5
 
     def __post_init__(self) -> None:
+        if self.uncertain is not None and not 0 < self.uncertain <= 1:
+            raise InputError(f"'uncertain' must lie in (0, 1], got {self.uncertain}")
         train = self.train
         whole = train.augment == "crop" and not train.freeze_stages and train.train_stride is None
         if self.network.is_torchvision and not whole:

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from pgnn_geo.app.config import CAM_LABELS, CAM_MAPS, LabelConfig
 from pgnn_geo.labels.maps import MapConfig
 from pgnn_geo.nn import PGNN
-from pgnn_geo.training.segmentation import RECIPES, RecipeName, SegmentationTrainingConfig
+from pgnn_geo.training.segmentation_config import (
+    RECIPES,
+    RecipeName,
+    SegmentationTrainingConfig,
+)
 
 
 def _optional(config: type[Any]) -> type[Any]:

@@ -12,7 +12,7 @@ from pgnn_geo.app.config import (
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.features import FrozenFeatureConfig
 from pgnn_geo.labels.frozen import EvidenceConfig
-from pgnn_geo.training.segmentation import RECIPES
+from pgnn_geo.training.segmentation_config import RECIPES
 
 #: Of a small network whose weights know textures alone: collinear features, and evidence that is
 #: as small as the striking part. Chosen on other drawings than those of the demo.
@@ -44,6 +44,7 @@ def demo_config(out: Path, epochs: int = 20, seed: int = 0) -> RunConfig:
         labels=LabelConfig(background=0.2, refine="par", refine_scale=1.0),
         cam_labels=LabelConfig(background=0.15),
         segment=Stage2Config(
+            uncertain=None,
             network=SegmentationNetworkConfig("vgg_tiny", weights="TEXTURES", hidden_channels=256),
             train=RECIPES["short"].changed(
                 freeze_stages=0,

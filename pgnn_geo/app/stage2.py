@@ -9,8 +9,10 @@ from typing import Any
 from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 
+from pgnn_geo.app.certain import certain_photos, ignored_share, maps_beside
 from pgnn_geo.app.config import SegmentConfig
 from pgnn_geo.app.evaluation import evaluate
+from pgnn_geo.app.labelling import MAPS
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
@@ -35,8 +37,9 @@ _TITLE = "segmenter"
 def segment(config: SegmentConfig, out: Path) -> dict[str, Any]:
     """Do stage 2 in folder :obj:`out`; steps that are done are not done again.
 
-    Leaves :obj:`segmenter`, :obj:`metrics.json`, with the mutual complement
-    :obj:`labels/epoch-001` and so on, and where there are true masks :obj:`predictions/ID.png` and
+    Leaves :obj:`segmenter`, :obj:`metrics.json`, the labels that were learnt where those given
+    have maps (:obj:`labels/certain`), with the mutual complement :obj:`labels/epoch-001` and so on,
+    and where there are true masks :obj:`predictions/ID.png` and
     :obj:`overlays/*.png`.
 
     Args:
@@ -85,10 +88,22 @@ def train_and_measure(
         measured = config.measured
         problems = find_problems(measured, config.network, config.train.devices)
         raise_problems(dataset.check() + problems)
+        maps = None
+        if config.uncertain is not None and config.labels != TRUTH:
+            maps = maps_beside(Path(config.labels), dataset)
+            if maps is None:
+                console.print(f"no {MAPS} beside the labels: all of their background is learnt")
     claim_folder(out, recorded)  # not before: a mistake leaves nothing behind
+    ignored = 0.0
+    if maps is not None and config.uncertain is not None:
+        with timed("certain labels"):
+            folder = out / "labels" / "certain"
+            dataset = certain_photos(dataset, maps, config.uncertain, folder, ledger)
+        ignored = ignored_share(folder)
+        console.print(f"{100 * ignored:.1f} % of the pixels are left out as uncertain background")
     with timed("train segmenter"):
         segmenter = _train(config, dataset, ledger, out, stems)
-    metrics = _measure(recorded, segmenter, measured, out)
+    metrics = _measure(recorded, segmenter, measured, out) | {"ignored": ignored}
     segmenter.metrics = metrics.get("segmenter")
     segmenter.save_pretrained(out / "segmenter")
     write_json(out / "metrics.json", metrics)
@@ -184,6 +199,7 @@ def _measure(
         "classes": list(segmenter.classes),
         "labels": config.labels,
         "mutual": config.mutual,
+        "uncertain": config.uncertain,
         "prediction": {"size": segmenter.side, "scales": [1.0], "flip": True},
         "seed": config.train.seed,
         "supervision": segmenter.ledger.to_list(),

@@ -8,13 +8,12 @@ from pgnn_geo.training.attention import (
 from pgnn_geo.training.complementary import ComplementaryConfig
 from pgnn_geo.training.mutual import MutualComplement
 from pgnn_geo.training.segmentation import (
-    RECIPES,
     SegmentationData,
     SegmentationModule,
-    SegmentationTrainingConfig,
     segmentation_loss,
     train_segmentation,
 )
+from pgnn_geo.training.segmentation_config import RECIPES, SegmentationTrainingConfig
 from pgnn_geo.training.stems import StemDataset, group_loader
 
 __all__ = [

@@ -112,6 +112,7 @@ def test_the_paper_as_it_stands(capsys):
     assert found["train"]["complementary"] == "erase"
     assert found["train"]["node_classes"] == "previous"
     assert (found["segment"], found["mutual"]) == ("deeplab", "literal")
+    assert found["uncertain"] is None
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -19,7 +19,7 @@ from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.io.masks import load_mask, save_mask
+from pgnn_geo.io.masks import load_mask, save_maps, save_mask
 from pgnn_geo.metrics import ConfusionMatrix
 from pgnn_geo.nn import TorchvisionSegmentation
 
@@ -224,3 +224,64 @@ def test_labels_without_a_record_are_of_unknown_origin(shapes_root, damaged, tmp
     shutil.rmtree(voc / "SegmentationClass")
     with pytest.raises(InputError, match="no true masks"):
         labelled_photos(replace(config, data=DataConfig("voc", str(voc)), labels="truth"))
+
+
+@pytest.fixture
+def with_maps(labels, shapes_root, tmp_path):
+    """Labels with attention maps beside them, as `label` writes both; and the maps by photo."""
+    folder = shutil.copytree(labels, tmp_path / "maps")
+    train = Shapes(shapes_root, "train", num_images=(20, 10), size=64)
+    chance = torch.Generator().manual_seed(0)
+    maps = [torch.rand(int(tags.sum()), 8, 8, generator=chance) for tags in train.tags]
+    save_maps(folder / "maps.npy", maps)
+    record = json.loads((folder / "labels.json").read_text())
+    record["labels"] = {"background": 0.8, "power": None}
+    (folder / "labels.json").write_text(json.dumps(record))
+    return folder, dict(zip(train.image_ids, maps, strict=True))
+
+
+def test_uncertain_background_is_not_learnt(with_maps, shapes_root, tmp_path, capsys):
+    folder, maps = with_maps
+    arguments = [f"--labels={folder}", f"--root={shapes_root}", "--eval_split=null", *TINY]
+    main(["segment", *arguments, f"--out={tmp_path / 'half'}"])
+    learnt, ignored, pixels = tmp_path / "half" / "labels" / "certain", 0, 0
+    for image_id, attention in maps.items():
+        given, found = (load_mask(each / f"{image_id}.png") for each in (folder, learnt))
+        kept = (255 * attention).round() / 255  # as a file of bytes holds them
+        peak = torch.nn.functional.interpolate(kept[None], (64, 64), mode="bilinear")[0].amax(0)
+        open_question = (given == 0) & (peak > 0.4)
+        assert torch.equal(found, given.masked_fill(open_question, 255))
+        ignored, pixels = ignored + int((found == 255).sum()), pixels + found.numel()
+    assert 0.1 < ignored / pixels < 0.9
+    assert f"{100 * ignored / pixels:.1f} % of the pixels are left out" in capsys.readouterr().out
+    record = json.loads((learnt / "labels.json").read_text())
+    assert SupervisionLedger.from_dict(record["supervision"]) == LEDGER
+    assert json.loads((tmp_path / "half" / "metrics.json").read_text())["uncertain"] == 0.5
+    metrics = json.loads((tmp_path / "half" / "metrics.json").read_text())
+    assert metrics["ignored"] == ignored / pixels
+
+    # It is these that were learnt, whole, by a training that has no maps.
+    main(["segment", *arguments, f"--labels={learnt}", f"--out={tmp_path / 'given'}"])
+    assert "no maps.npy beside the labels: all of their background" in capsys.readouterr().out
+    main(["segment", *arguments, "--uncertain=null", f"--out={tmp_path / 'all'}"])
+    assert not (tmp_path / "all" / "labels").exists()
+    weights = [
+        (tmp_path / name / "segmenter" / "model.safetensors").read_bytes()
+        for name in ("half", "given", "all")
+    ]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_maps_that_do_not_say_what_is_certain(with_maps, shapes_root, tmp_path, capsys):
+    folder, maps = with_maps
+    arguments = [f"--labels={folder}", f"--root={shapes_root}"]
+    save_maps(folder / "maps.npy", list(maps.values())[1:])
+    error = error_of(capsys, *arguments, f"--out={tmp_path / 'fewer'}")
+    assert "of other photos or tags" in error and "--uncertain null" in error
+    record = json.loads((folder / "labels.json").read_text())
+    (folder / "labels.json").write_text(json.dumps({**record, "labels": {}}))
+    error = error_of(capsys, *arguments, f"--out={tmp_path / 'rule'}")
+    assert "which background score" in error and "--uncertain null" in error
+    assert not (tmp_path / "fewer").exists() and not (tmp_path / "rule").exists()
+    error = error_of(capsys, *arguments, "--uncertain=0", f"--out={tmp_path / 'zero'}")
+    assert "'uncertain' must lie in (0, 1], got 0" in error

@@ -21,9 +21,9 @@ from pgnn_geo.training.mutual import MutualComplement
 from pgnn_geo.training.segmentation import (
     SegmentationData,
     SegmentationModule,
-    SegmentationTrainingConfig,
     train_segmentation,
 )
+from pgnn_geo.training.segmentation_config import SegmentationTrainingConfig
 
 CONFIG = SegmentationTrainingConfig(
     epochs=3,

@@ -13,13 +13,12 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.nn import DeepLabV2
 from pgnn_geo.training.segmentation import (
-    RECIPES,
     SegmentationData,
     SegmentationModule,
-    SegmentationTrainingConfig,
     segmentation_loss,
     train_segmentation,
 )
+from pgnn_geo.training.segmentation_config import RECIPES, SegmentationTrainingConfig
 
 CONFIG = SegmentationTrainingConfig(
     epochs=2,

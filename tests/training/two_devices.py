@@ -16,11 +16,8 @@ from pgnn_geo.datasets import Shapes
 from pgnn_geo.errors import InputError
 from pgnn_geo.nn import DeepLabV2
 from pgnn_geo.training.mutual import MutualComplement
-from pgnn_geo.training.segmentation import (
-    SegmentationData,
-    SegmentationTrainingConfig,
-    train_segmentation,
-)
+from pgnn_geo.training.segmentation import SegmentationData, train_segmentation
+from pgnn_geo.training.segmentation_config import SegmentationTrainingConfig
 
 CONFIG = SegmentationTrainingConfig(
     epochs=1,
