@@ -27,7 +27,6 @@ from pgnn_geo.training.stem_crops import StemCrops, padded_stems
 from pgnn_geo.training.stems import SeededItems, SeededOrder
 
 
-
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     r"""Mean cross-entropy over the positions of the logits whose label is not 255.
 
