@@ -77,7 +77,7 @@ NETWORK, TRAINING, MAPS, LABELS = (
 )
 
 
-def demo(out: str = "runs/demo", epochs: int = 20, seed: int = 0) -> None:
+def demo(out: str = "runs/demo", epochs: int = 25, seed: int = 0) -> None:
     """Do the whole job on the embedded data set: no photos, no download, minutes on a CPU.
 
     Args:

@@ -20,18 +20,18 @@ EVIDENCE = EvidenceConfig(
     whitening=0.1,
     evidence_penalty=1e-3,
     evidence_window=5,
-    threshold=0.3,
+    threshold=0.4,
     prototype_rounds=1,
     classifier_rounds=0,
 )
 
 
-def demo_config(out: Path, epochs: int = 20, seed: int = 0) -> RunConfig:
+def demo_config(out: Path, epochs: int = 25, seed: int = 0) -> RunConfig:
     """Return the settings of the demo: the frozen flow on weights that the package brings.
 
     Args:
         out (Path): Folder of the run; the data set is made in its folder :obj:`shapes`.
-        epochs (int): Epochs of stage 2. (default: :obj:`20`)
+        epochs (int): Epochs of stage 2. (default: :obj:`25`)
         seed (int): Seed of stage 2; nothing else is drawn. (default: :obj:`0`)
     """
     return RunConfig(
@@ -41,7 +41,7 @@ def demo_config(out: Path, epochs: int = 20, seed: int = 0) -> RunConfig:
         # In float32 on every processor: the same labels everywhere.
         features=FrozenFeatureConfig(size=192, stride=8, output_stride=8, precision="32-true"),
         evidence=EVIDENCE,
-        labels=LabelConfig(background=0.2, refine="par", refine_scale=1.0),
+        labels=LabelConfig(background=0.15, refine="par", refine_scale=1.0),
         cam_labels=LabelConfig(background=0.15),
         segment=Stage2Config(
             uncertain=None,
