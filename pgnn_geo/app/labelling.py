@@ -34,7 +34,14 @@ from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.errors import InputError
 from pgnn_geo.features import FeatureBank
 from pgnn_geo.io.checkpoint import load_attention_model
-from pgnn_geo.io.files import first_difference, inside, mark_results, remove_unfinished, write_json
+from pgnn_geo.io.files import (
+    RESULT_MARK,
+    first_difference,
+    inside,
+    mark_results,
+    remove_unfinished,
+    write_json,
+)
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_maps, save_mask
 from pgnn_geo.io.run_folder import progress, timed
@@ -132,6 +139,7 @@ def label(
         if ranks.is_first:
             shutil.rmtree(own, ignore_errors=True)  # of one that was killed right before this
         return out
+    ranks.check_shared(out / RESULT_MARK)
     with timed(f"label {out}"):
         attention, explained = source.maps()
         photos = ranks.share(range(len(dataset)))

@@ -126,6 +126,7 @@ def predict_folder(
     root, found = find_photos(photos, [out / name for name in (MASKS, OVERLAYS, PROBABILITIES)])
     hot = None if tags is None else read_photo_tags(tags, root, found, segmenter.classes)
     ranks.first(lambda: _claim(out, segmenter, root, config, tags))
+    ranks.check_shared(out / "predict.json")
     steps = _Steps(segmenter, out, config, overlays, probabilities, max_pixels)
     missing = ranks.first(lambda: [i for i, p in enumerate(found) if not steps.are_done(p)])
     todo = ranks.share(missing)
