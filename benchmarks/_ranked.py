@@ -27,15 +27,18 @@ def work(place: dict[str, str], data: DataConfig, photos: int, model: Path, out:
     ranks = join_ranks()
     dataset, labeller = data.build(), Labeller.load(model)
     dataset = dataset.subset(range(min(photos, len(dataset))))
+    stages = {
+        "features": lambda: frozen_features(
+            labeller.backbone, dataset, out, labeller.features, ranks=ranks
+        ),
+        "labelling": lambda: label(model, dataset, out / "labels", cache=out, ranks=ranks),
+    }
     seconds = {}
-    ranks.wait()
-    begin = time.perf_counter()
-    frozen_features(labeller.backbone, dataset, out, labeller.features, ranks=ranks)
-    ranks.wait()
-    seconds["features"] = time.perf_counter() - begin
-    begin = time.perf_counter()
-    label(model, dataset, out / "labels", cache=out, ranks=ranks)
-    ranks.wait()
-    seconds["labelling"] = time.perf_counter() - begin
+    for stage, do in stages.items():
+        ranks.wait()
+        begin, processor = time.perf_counter(), time.process_time()
+        do()
+        busiest = max(ranks.gather(time.process_time() - processor))
+        seconds[stage] = {"clock": time.perf_counter() - begin, "processor": busiest}
     if ranks.is_first:
         write_json(out / "seconds.json", seconds)
