@@ -120,7 +120,7 @@ def label(
             "command without torchrun"
         )
     else:
-        source = _network(checkpoint, dataset, maps, labels, cache, out.parent, boxes, step)
+        source = _network(checkpoint, dataset, maps, labels, cache, out, boxes, step)
     if source.classes != dataset.classes:
         raise InputError(
             f"{checkpoint} knows the classes {', '.join(source.classes)}; "
@@ -236,8 +236,8 @@ def _evidence(
     def make() -> tuple[list[Tensor], list[dict[str, Any]]]:
         bank, model = labeller.to(device).bank(dataset, cache, progress, ranks), labeller.model
         rows = model.maps(bank, tags, step, device, ranks).maps
-        wanted = step == "classifier" and ranks.is_first
-        explained = _explained(model, bank, dataset, tags) if wanted else []
+        wanted = step == "classifier"
+        explained = _explained(model, bank, dataset, tags, ranks) if wanted else []
         return list(rows.split(tags.bool().sum(dim=1).tolist())), explained
 
     return _Source(
@@ -250,17 +250,17 @@ def _evidence(
 
 
 def _explained(
-    model: EvidenceModel, bank: FeatureBank, dataset: TaggedDataset, tags: Tensor
+    model: EvidenceModel, bank: FeatureBank, dataset: TaggedDataset, tags: Tensor, ranks: Ranks
 ) -> list[dict[str, Any]]:
     """What explains a sample of photos; one group at a time is in memory."""
     sample, entries, device = choose_sample(tags), list[dict[str, Any]](), default_device()
-    for group, label in zip(sample.groups, sample.labels, strict=True):
+    for group, label in ranks.share([*zip(sample.groups, sample.labels, strict=True)]):
         members = [sample.photos[i] for i in group]
         photos = torch.tensor(members)
         source = model.before_propagation(bank[photos], tags[photos], device)
         places, chosen = [range(len(members))], dataset.subset(members)
         entries += explain_propagation(source, places, [label], chosen, model.prototypes)
-    return entries
+    return [entry for part in ranks.gather(entries) for entry in part]
 
 
 def _network(
