@@ -20,8 +20,8 @@ from pgnn_geo.app.cli import main as cli
 _DATED = ("cost.json", "tensorboard", "checkpoints")
 
 #: A server that has imported everything: a process that it forks begins at once.
-_CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pgnn_geo.app.cli"])
+CONTEXT = get_context("forkserver")
+CONTEXT.set_forkserver_preload(["pgnn_geo.app.cli"])
 
 #: Seconds after which a process that should have ended hangs.
 PATIENCE = 300.0
@@ -48,16 +48,24 @@ class Killed(NamedTuple):
 
 def start(command: Sequence[str], log: Path, ranks: int = 1) -> list[BaseProcess]:
     """Start a command of the command line, in several processes that find each other."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     processes = [
-        _CONTEXT.Process(target=_run, args=(list(command), log, rank, ranks, port))
-        for rank in range(ranks)
+        CONTEXT.Process(target=_run, args=(list(command), log, place)) for place in places(ranks)
     ]
     for process in processes:
         process.start()
     return processes
+
+
+def places(ranks: int) -> list[dict[str, str]]:
+    """Variables by which so many processes find each other; one needs none."""
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    size = {name: str(ranks) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    size |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [{**size, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
 
 
 def finish(processes: Sequence[BaseProcess]) -> list[int | None]:
@@ -126,14 +134,11 @@ def written(folder: Path) -> dict[str, bytes]:
     return files
 
 
-def _run(command: list[str], log: Path, rank: int, ranks: int, port: int) -> None:
+def _run(command: list[str], log: Path, place: dict[str, str]) -> None:
     with open(log, "ab") as handle:
         for stream in (1, 2):
             os.dup2(handle.fileno(), stream)
-    if ranks > 1:
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ |= {name: str(value) for name, value in (place | where).items()}
+    os.environ |= place
     torch.set_num_threads(1)
     set_start_method("fork", force=True)  # of loaders: another server would import all once more
     cli(command)

@@ -4,9 +4,10 @@
     python benchmarks/kills.py --kills 2 --stages features two:labelling
 
 Runs on drawn photos: the frozen flow with both stages and exports, the trained flow, and stage 1 of
-the frozen flow in two processes of which one is killed (stages that begin with `two:`). A moment is
-drawn evenly within a stage. What the second, undisturbed command leaves must be byte for byte what
-a run leaves that nobody killed, and no other file. OUT/kills.md holds the table.
+the frozen flow in two processes of which one is killed (stages that begin with `two:`; one process
+or two go on). A moment is drawn evenly within a stage. What the second, undisturbed command leaves
+must be byte for byte what a run leaves that nobody killed, and no other file. OUT/kills.md holds
+the table.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class Row(NamedTuple):
     stage: str
     killed: Killed
     victim: int
+    again: int  #: processes that go on
     resumed: float  #: seconds
     wrong: str  #: empty if what was written is the same
 
@@ -120,20 +122,21 @@ class Harness:
             delay = within * self.seconds[stage.name]
             found = killed(self._start(name), folder, stage, delay, victim)
             within *= 0.7
+        again = self.draw.randint(1, FLOWS[name].ranks)  # processes that go on
         first = time.perf_counter()
-        self._succeed(name, finish(self._start(name, anew=False)))
-        resumed, again = time.perf_counter() - first, written(folder)
-        wrong = sorted(n for n in whole.keys() | again.keys() if whole.get(n) != again.get(n))
+        self._succeed(name, finish(self._start(name, again)))
+        resumed, files = time.perf_counter() - first, written(folder)
+        wrong = sorted(n for n in whole.keys() | files.keys() if whole.get(n) != files.get(n))
         if ended := [code for i, code in enumerate(found.processes) if i != victim and code != 2]:
             wrong.append(f"the other process ended with {ended[0]}")
-        return Row(stage.name, found, victim, resumed, ", ".join(wrong))
+        return Row(stage.name, found, victim, again, resumed, ", ".join(wrong))
 
-    def _start(self, name: str, anew: bool = True) -> list[BaseProcess]:
-        if anew:  # always in the same folder: a report says which it is of
+    def _start(self, name: str, again: int | None = None) -> list[BaseProcess]:
+        if again is None:  # always in the same folder: a report says which it is of
             shutil.rmtree(self.out / "run", ignore_errors=True)
         flow = FLOWS[name]
         command = ["run", f"--root={self.root}", f"--out={self.out / 'run'}", *flow.options]
-        return start(command, self.out / f"{name}.log", flow.ranks)
+        return start(command, self.out / f"{name}.log", again or flow.ranks)
 
     def _succeed(self, name: str, codes: list[int | None]) -> None:
         if any(codes):
@@ -144,7 +147,7 @@ class Harness:
 def table(rows: Sequence[Row], seconds: dict[str, float]) -> str:
     """Kills by stage as Markdown."""
     lines = [
-        "| stage | s | kills | after its begin, s | going on took, s | same bytes |",
+        "| stage | s | kills | after its begin, s (which) | going on took, s (in) | same bytes |",
         "|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(row.stage for row in rows):
@@ -153,7 +156,9 @@ def table(rows: Sequence[Row], seconds: dict[str, float]) -> str:
             f"{row.killed.after:.2f}" + (f" (rank {row.victim})" if ":" in name else "")
             for row in own
         )
-        took = ", ".join(f"{row.resumed:.1f}" for row in own)
+        took = ", ".join(
+            f"{row.resumed:.1f}" + (f" ({row.again})" if ":" in name else "") for row in own
+        )
         good = sum(not row.wrong for row in own)
         lines.append(
             f"| {name} | {seconds[name]:.1f} | {len(own)} | {after} | {took} | {good} of {len(own)}"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -114,6 +115,22 @@ class Ranks:
     def wait(self) -> None:
         """Wait until every process is here."""
         self.first(lambda: None)
+
+    def check_shared(self, path: Path) -> None:
+        """Check that all processes see a file that the first one has written.
+
+        Raises:
+            InputError: In all of them, if one does not.
+        """
+        if self.size == 1:
+            return
+        blind = [rank for rank, there in enumerate(self.gather(path.exists())) if not there]
+        if blind:
+            kind = InputError if self.is_first else OtherRankError
+            raise kind(
+                f"processes {blind} of {self.size} do not see {path}: those of one job must see "
+                "the same folder, on whichever machines they are; choose one on a shared disk"
+            )
 
     def dissolve(self) -> bool:
         """End the group; return whether this is the first process, which goes on alone."""

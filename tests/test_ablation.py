@@ -89,7 +89,7 @@ def test_a_killed_run_is_completed_and_nothing_is_done_twice(
     assert set(now) == models | cells
     assert len(left) < len(now) and {name: now[name] for name in left} == left
     assert not (out / "stems").exists() and not list(out.glob("train/*/checkpoints"))
-    assert not list(out.glob("train/*/features-*"))
+    assert not list(out.glob("train/*/.tmp-*"))
 
 
 def test_a_cell_says_what_the_labels_of_its_model_are_worth(

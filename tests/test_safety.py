@@ -22,12 +22,14 @@ from pgnn_geo.boxes.model_file import load_detector
 from pgnn_geo.datasets import TaggedDataset, TaggedFolder, load_photo
 from pgnn_geo.errors import InputError
 from pgnn_geo.features import FeatureBank
+from pgnn_geo.inference.predict import predict_folder
+from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.checkpoint import load_attention_model, save_attention_model
 from pgnn_geo.io.export import read_coco, write_voc_submission
 from pgnn_geo.io.files import inside
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import load_mask, save_mask
-from pgnn_geo.nn import PGNN
+from pgnn_geo.nn import PGNN, DeepLabV2
 from pgnn_geo.nn.backbones import build_backbone
 from pgnn_geo.training.fitting import last_checkpoint
 
@@ -227,6 +229,18 @@ def test_links_in_an_output_folder_lead_nowhere(shapes_root: Path, tmp_path: Pat
         label(tmp_path / "model.pt", dataset, out)
     assert there.read_text() == "mine"
     assert inside(tmp_path, "labels/1.png") == out / "1.png"
+    torch.manual_seed(0)
+    net = DeepLabV2("vgg_tiny", 1, weights=None, hidden_channels=8)
+    (tmp_path / "predicted" / "masks").mkdir(parents=True)
+    (tmp_path / "predicted" / "masks" / "trip").symlink_to(elsewhere)
+    (photos.parent / "2.png").write_bytes((photos / "1.png").read_bytes())
+    there.rename(elsewhere / "mine")  # or the mask would be taken for done
+    segmenter = Segmenter(net, ("cat",), SupervisionLedger(tags="drawn"), side=32)
+    with pytest.raises(InputError, match="where a link in"):
+        predict_folder(segmenter, [photos.parent], tmp_path / "predicted")
+    (photos.parent / "2.png").unlink()
+    (elsewhere / "mine").rename(there)
+    assert os.listdir(elsewhere) == ["1.png"]
     # A link in place of the file itself is replaced, not followed.
     (out / "trip").unlink()
     (out / "trip").mkdir()

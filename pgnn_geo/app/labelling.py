@@ -34,7 +34,14 @@ from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.errors import InputError
 from pgnn_geo.features import FeatureBank, resident
 from pgnn_geo.io.checkpoint import load_attention_model
-from pgnn_geo.io.files import first_difference, inside, mark_results, remove_unfinished, write_json
+from pgnn_geo.io.files import (
+    RESULT_MARK,
+    first_difference,
+    inside,
+    mark_results,
+    remove_unfinished,
+    write_json,
+)
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_maps, save_mask
 from pgnn_geo.io.run_folder import progress, timed
@@ -113,7 +120,7 @@ def label(
             "command without torchrun"
         )
     else:
-        source = _network(checkpoint, dataset, maps, labels, cache, out.parent, boxes, step)
+        source = _network(checkpoint, dataset, maps, labels, cache, out, boxes, step)
     if source.classes != dataset.classes:
         raise InputError(
             f"{checkpoint} knows the classes {', '.join(source.classes)}; "
@@ -132,6 +139,7 @@ def label(
         if ranks.is_first:
             shutil.rmtree(own, ignore_errors=True)  # of one that was killed right before this
         return out
+    ranks.check_shared(out / RESULT_MARK)
     with timed(f"label {out}"):
         attention, explained = source.maps()
         photos = ranks.share(range(len(dataset)))
@@ -230,8 +238,8 @@ def _evidence(
     def make() -> tuple[list[Tensor], list[dict[str, Any]]]:
         bank, model = labeller.to(device).bank(dataset, cache, progress, ranks), labeller.model
         rows = model.maps(resident(bank, device), tags, step, device, ranks).maps
-        wanted = step == last and ranks.is_first
-        explained = _explained(model, bank, dataset, tags) if wanted else []
+        wanted = step == last
+        explained = _explained(model, bank, dataset, tags, ranks) if wanted else []
         return list(rows.split(tags.bool().sum(dim=1).tolist())), explained
 
     return _Source(
@@ -244,17 +252,17 @@ def _evidence(
 
 
 def _explained(
-    model: EvidenceModel, bank: FeatureBank, dataset: TaggedDataset, tags: Tensor
+    model: EvidenceModel, bank: FeatureBank, dataset: TaggedDataset, tags: Tensor, ranks: Ranks
 ) -> list[dict[str, Any]]:
     """What explains a sample of photos; one group at a time is in memory."""
     sample, entries, device = choose_sample(tags), list[dict[str, Any]](), default_device()
-    for group, label in zip(sample.groups, sample.labels, strict=True):
+    for group, label in ranks.share([*zip(sample.groups, sample.labels, strict=True)]):
         members = [sample.photos[i] for i in group]
         photos = torch.tensor(members)
         source = model.before_propagation(bank[photos], tags[photos], device)
         places, chosen = [range(len(members))], dataset.subset(members)
         entries += explain_propagation(source, places, [label], chosen, model.prototypes)
-    return entries
+    return [entry for part in ranks.gather(entries) for entry in part]
 
 
 def _network(

@@ -126,6 +126,7 @@ def predict_folder(
     root, found = find_photos(photos, [out / name for name in (MASKS, OVERLAYS, PROBABILITIES)])
     hot = None if tags is None else read_photo_tags(tags, root, found, segmenter.classes)
     ranks.first(lambda: _claim(out, segmenter, root, config, tags))
+    ranks.check_shared(out / "predict.json")
     steps = _Steps(segmenter, out, config, overlays, probabilities, max_pixels)
     missing = ranks.first(lambda: [i for i, p in enumerate(found) if not steps.are_done(p)])
     todo = ranks.share(missing)
@@ -200,9 +201,9 @@ class _Steps:
         """Return the files of the mask, the overlay and the probabilities, if they are wanted."""
         name = photo.photo_id
         return (
-            inside(self.masks, f"{name}.png"),
-            self.overlays and inside(self.overlays, f"{name}.png"),
-            self.probabilities and inside(self.probabilities, f"{name}.npz"),
+            self.masks / f"{name}.png",
+            self.overlays and self.overlays / f"{name}.png",
+            self.probabilities and self.probabilities / f"{name}.npz",
         )
 
     def are_done(self, photo: Photo) -> bool:
@@ -247,6 +248,8 @@ class _Steps:
         self, photo: Photo, image: Tensor | None, labels: Tensor, maps: Tensor | None
     ) -> None:
         """Write the files that are not there yet, the mask last."""
+        for folder in filter(None, (self.masks, self.overlays, self.probabilities)):
+            inside(folder, photo.photo_id)
         mask, painted, arrays = self.files(photo)
         if arrays is not None and maps is not None and not arrays.is_file():
             with atomic_write(arrays) as handle:

@@ -44,7 +44,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own: that of a file may be as long as the system allows.
-    descriptor, temporary = tempfile.mkstemp(prefix=_prefix(), dir=target.parent)
+    descriptor, temporary = tempfile.mkstemp(prefix=temporary_prefix(), dir=target.parent)
     try:
         with os.fdopen(descriptor, "wb") as handle:
             yield handle
@@ -52,8 +52,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(handle.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600; give what open() would
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # as of a full disk
+            error.filename = os.fspath(target)
         raise
 
 
@@ -72,7 +74,7 @@ def atomic_folder(path: str | os.PathLike[str], sync: bool = True) -> Iterator[P
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=_prefix(), dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=target.parent))
     try:
         yield temporary
         for file in temporary.rglob("*") if sync else ():
@@ -81,7 +83,7 @@ def atomic_folder(path: str | os.PathLike[str], sync: bool = True) -> Iterator[P
                     os.fsync(handle.fileno())
         os.chmod(temporary, 0o777 & ~_umask())
         if target.exists():
-            old = Path(tempfile.mkdtemp(prefix=_prefix(), dir=target.parent))
+            old = Path(tempfile.mkdtemp(prefix=temporary_prefix(), dir=target.parent))
             os.rename(target, old)  # onto an empty folder, which the system allows
             os.rename(temporary, target)
             shutil.rmtree(old)
@@ -122,6 +124,11 @@ def inside(folder: str | os.PathLike[str], name: str) -> Path:
     return path
 
 
+def temporary_prefix() -> str:
+    """How the names of temporary files begin, by which :func:`remove_unfinished` knows them."""
+    return f"{_TEMPORARY}{socket.gethostname()[:32]}-{os.getpid()}-"
+
+
 def remove_unfinished(folder: str | os.PathLike[str]) -> None:
     """Remove the temporary files and folders below a folder that killed processes have left.
 
@@ -136,11 +143,6 @@ def remove_unfinished(folder: str | os.PathLike[str]) -> None:
                 else:
                     path.unlink(missing_ok=True)
         folders[:] = [name for name in folders if not name.startswith(_TEMPORARY)]
-
-
-def _prefix() -> str:
-    """How the names of temporary files begin: they say whose they are."""
-    return f"{_TEMPORARY}{socket.gethostname()[:32]}-{os.getpid()}-"
 
 
 def _is_left(path: Path) -> bool:

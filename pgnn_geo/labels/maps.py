@@ -17,6 +17,7 @@ from pgnn_geo.features.stems import stem_bank, stem_batches
 from pgnn_geo.features.views import Progress, View, no_progress
 from pgnn_geo.features.whitening import WhitenedFeatures, Whitening
 from pgnn_geo.graph.node_boxes import NodeBoxes
+from pgnn_geo.io.files import temporary_prefix
 from pgnn_geo.labels.propagation import Propagated, PropagationName, propagate
 from pgnn_geo.labels.tagged_maps import TaggedMaps
 from pgnn_geo.nn import PGNN
@@ -153,7 +154,9 @@ def attention_maps(
                 # In a new folder, the first photo is always 0.
                 return _outputs(model, reference, dataset, size, config, stem_folder, progress)
 
-            with tempfile.TemporaryDirectory(dir=scratch_folder, prefix="features-") as scratch:
+            with tempfile.TemporaryDirectory(
+                dir=scratch_folder, prefix=temporary_prefix()
+            ) as scratch:
                 bank = FeatureBank.build(
                     Path(scratch) / "features.npy",
                     outputs,

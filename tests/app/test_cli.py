@@ -99,7 +99,7 @@ def test_run_leaves_masks_pictures_and_figures(finished, shapes_root):
     assert [p.name for p in sorted((out / "overlays").glob("*.*g"))] == [
         f"sheet-{i}.png" for i in (1, 2, 3)
     ]
-    assert not (out / "stems").exists() and not list(out.glob("features-*"))
+    assert not (out / "stems").exists() and not list(out.glob(".tmp-*"))
 
 
 def test_run_trains_a_segmenter_on_the_labels(finished):

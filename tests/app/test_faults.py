@@ -67,6 +67,7 @@ def test_a_disk_that_fills_up_at_any_file(
             patch.setattr(os, "fsync", fsync)
             line = failed(command, capsys)
         assert line.startswith("pgnn-geo: error:") and "No space left on device" in line
+        assert str(tmp_path / "run") in line
     main(command)
     assert files(tmp_path / "run") == whole
 

@@ -1,17 +1,26 @@
 """Commands in two processes write what one writes; what goes wrong in one is said once."""
 
+import importlib
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from scripts import BENCHMARKS
 
 from pgnn_geo.app.cli import main
 from pgnn_geo.app.launch import check_alone
+from pgnn_geo.datasets.shapes import SHAPES_CLASSES
 from pgnn_geo.errors import InputError
-from pgnn_geo.ranks import BLOCKS, Ranks, blocks
+from pgnn_geo.inference.segmenter import Segmenter
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.nn import DeepLabV2
+from pgnn_geo.ranks import BLOCKS, OtherRankError, Ranks, blocks
 
 RUN = [
     *("--network.backbone=vgg_tiny", "--features.size=64", "--segment=off", "--baseline=true"),
@@ -29,18 +38,38 @@ def two(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(program, capture_output=True, text=True, timeout=200, env=ENV)
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    found = (p for p in folder.rglob("*") if p.is_file() and p.suffix in KEPT)
+@pytest.fixture
+def in_two(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a command in two processes that are forked from one that has imported everything."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    kills = importlib.import_module("_kills")
+
+    def run(log: Path, *command: str) -> None:
+        codes = kills.finish(kills.start(command, log, ranks=2))
+        assert codes == [0, 0], log.read_text()
+
+    return run
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As in the others: sums of several threads have another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def files(folder: Path, kept: tuple[str, ...] = KEPT) -> dict[str, bytes]:
+    found = (p for p in folder.rglob("*") if p.is_file() and p.suffix in kept)
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 def test_two_processes_write_what_one_does(shapes_root: Path, tmp_path: Path) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the others: sums of several threads have another order
-    try:
+    with one_thread():
         main(["run", f"--root={shapes_root}", f"--out={tmp_path / 'one'}", *RUN])
-    finally:
-        torch.set_num_threads(threads)
     done = two("run", f"--root={shapes_root}", f"--out={tmp_path / 'two'}", *RUN)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("pseudo-labels, train, 20 images") == 1
@@ -51,6 +80,50 @@ def test_two_processes_write_what_one_does(shapes_root: Path, tmp_path: Path) ->
     metrics = [(tmp_path / name / "metrics.json").read_text() for name in ("one", "two")]
     assert metrics[0] == metrics[1]
     assert not (tmp_path / "two" / "features").exists()
+
+
+def test_recipe_many_and_its_labels_in_two_processes(
+    shapes_root: Path, tmp_path: Path, in_two: Callable[..., None]
+) -> None:
+    one, two, root = tmp_path / "one", tmp_path / "two", f"--root={shapes_root}"
+    tiny = [*RUN[:3], "--evidence.iterations=5", "--evidence.positions=512"]
+    run = ["run", root, "--recipe=many", *tiny]
+    model = f"--checkpoint={one / 'run' / 'pgnn' / 'model'}"
+    label = ["label", root, model, "--labels.background=0.4", "--export=coco"]
+    with one_thread():
+        main([*run, f"--out={one / 'run'}"])
+        main([*label, f"--out={one / 'labels'}"])
+    in_two(tmp_path / "run.log", *run, f"--out={two / 'run'}")
+    in_two(tmp_path / "label.log", *label, f"--out={two / 'labels'}")
+    kept = (*KEPT, ".json")
+    for name in ("run/pgnn", "labels"):
+        assert files(one / name, kept) == files(two / name, kept)
+    assert len(list((two / "labels").glob("*.png"))) == 20
+    assert not (two / "labels" / ".features").exists()
+    assert '"objectness": true' in (two / "run" / "pgnn" / "model" / "config.json").read_text()
+
+
+def test_predictions_in_two_processes(
+    shapes_root: Path, tmp_path: Path, in_two: Callable[..., None]
+) -> None:
+    torch.manual_seed(0)
+    net = DeepLabV2("vgg_tiny", 5, weights=None, hidden_channels=32)
+    ledger = SupervisionLedger(tags="drawn")
+    Segmenter(net, SHAPES_CLASSES, ledger, side=64).save_pretrained(tmp_path / "segmenter")
+    photos = tmp_path / "photos"
+    shutil.copytree(shapes_root / "JPEGImages", photos)
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    command = ["predict", f"--photos={photos}", f"--checkpoint={tmp_path / 'segmenter'}"]
+    command += ["--probabilities=true", "--overlays=true", "--export=yolo", "--refine=par"]
+    with one_thread(), pytest.raises(SystemExit) as ended:
+        main([*command, f"--out={tmp_path / 'one'}"])
+    assert ended.value.code == 1  # one of the photos cannot be read
+    with pytest.raises(AssertionError, match="30 photos, 30 new"):
+        in_two(tmp_path / "log", *command, f"--out={tmp_path / 'two'}")
+    assert (tmp_path / "log").read_text().count("broken.jpg") == 1
+    kept = (*KEPT, ".json", ".npz", ".txt")
+    assert files(tmp_path / "one", kept) == files(tmp_path / "two", kept)
+    assert len(list((tmp_path / "two" / "masks").glob("*.png"))) == 30
 
 
 def test_what_all_would_say_is_said_once(tmp_path: Path) -> None:
@@ -74,6 +147,18 @@ def test_a_command_for_one_process_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     check_alone("run")
     with pytest.raises(InputError, match="'segment' is for one process"):
         check_alone("segment")
+
+
+def test_a_folder_that_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Ranks().check_shared(tmp_path / "none")  # of one process, which sees what it has written
+    for rank, kind in ((0, InputError), (1, OtherRankError)):
+        monkeypatch.setattr(Ranks, "gather", lambda self, there: [True, there])
+        Ranks(rank, 2).check_shared(tmp_path)
+        with pytest.raises(
+            InputError, match=r"\[1\] of 2 do not see .*/none: .*shared disk"
+        ) as error:
+            Ranks(rank, 2).check_shared(tmp_path / "none")
+        assert error.type is kind
 
 
 def test_places_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
