@@ -127,13 +127,16 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
     for column, (what, label, unit) in enumerate(
         (("seconds", "seconds", 1), ("memory", "memory, MB", 1e6)), 1
     ):
-        axes = figure.add_subplot(1, 2, column, xscale="log", yscale="log")
+        scale = "log" if what == "seconds" else "linear"
+        axes = figure.add_subplot(1, 2, column, xscale="log", yscale=scale)
         axes.set(xlabel="photos", ylabel=label)
         for i, stage in enumerate(found[0]["stages"]):
             values = [each["stages"][i][what] for each in found]
             axes.plot(photos, [want / unit for want, _ in values], "--", color=f"C{i}")
             name = stage["stage"]
             axes.plot(photos, [got / unit for _, got in values], "o", color=f"C{i}", label=name)
+        if scale == "linear":
+            axes.set_ylim(bottom=0)
         axes.grid(which="both", alpha=0.2)
         axes.legend(title="dashed: predicted", fontsize="small")
     with atomic_write(path) as handle:
