@@ -31,6 +31,7 @@ def main(out: Path) -> None:
         print(f"| {name} | {photos:,} | {stage_name} | {seconds:,.1f} | {memory / 1e9:.2f} GB |")
     by_kind: dict[str, list[dict[str, Any]]] = {}
     for row in conv["cases"]:
+        row.pop("nodes per group", None)  # for its plot
         by_kind.setdefault(row["what"], []).append(row)
     for what, cases in by_kind.items():
         print(f"\nThe layer, {what}:\n\n{side_by_side(cases)}")

@@ -26,20 +26,21 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from _common import machine
+from _cost_tables import SETS, counts_table, features_table, plot, rates_table, sets_table
 from _readme import put
 
 from pgnn_geo.app.config import LabelConfig, ModelConfig
-from pgnn_geo.app.cost import Clock, Rates, Work, measure_rates, predict_cost
+from pgnn_geo.app.cost import Clock, measure_rates, predict_cost
 from pgnn_geo.app.labelling import label_images
 from pgnn_geo.datasets import VOC2012, TaggedDataset
 from pgnn_geo.features import FrozenFeatureConfig, frozen_features
-from pgnn_geo.io.files import atomic_write, write_json
+from pgnn_geo.io.files import write_json
 from pgnn_geo.io.masks import save_maps, save_mask
 from pgnn_geo.io.run_folder import peak_memory, processor_seconds, progress, recording, timed
 from pgnn_geo.io.tensor_folder import sha256_of
@@ -53,8 +54,6 @@ SETTINGS = [
     *("vgg16 256 8", "vgg16 256 16", "vgg16 320 8", "resnet50 256 16", "convnext_tiny 256 16"),
     *("swin_t 256 16", "timm:vit_small_patch14_dinov2 256 16", "vgg_tiny 64 8"),
 ]
-#: Photos, classes and tags of a photo of data sets that people have.
-SETS = {"VOC": (10_582, 20, 1.5), "COCO": (118_000, 80, 2.9), "a million": (1_000_000, 80, 2.9)}
 EVIDENCE = EvidenceConfig()
 
 
@@ -74,7 +73,8 @@ def repeated(photos: TaggedDataset, count: int, folder: Path) -> TaggedDataset:
 def tagged_like(photos: TaggedDataset, classes: int, each: float) -> TaggedDataset:
     """The photos with drawn tags of so many classes."""
     generator = torch.Generator().manual_seed(0)
-    tags = torch.rand(len(photos), classes, generator=generator) < each / classes
+    tags = torch.rand(len(photos), classes, generator=generator) < (each - 1) / (classes - 1)
+    tags[torch.arange(len(photos)), torch.arange(len(photos)) % classes] = True  # one at least
     files = [photos.image_path(i) for i in range(len(photos))]
     names = [f"class {k}" for k in range(classes)]
     return TaggedDataset(photos.image_ids, files, names, tags.float())
@@ -200,123 +200,6 @@ def done(out: Path, part: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(out.glob(f"{part}-*.json"))]
 
 
-def rates_table(found: list[dict[str, Any]]) -> str:
-    """What one photo takes."""
-    rows = []
-    for each in found:
-        work, rate = Work(**each["work"]), Rates(**each["rates"])
-        name, size, stride = each["setting"].split()
-        rows.append(
-            {
-                "backbone": f"`{name}`",
-                "size": size,
-                "stride": stride,
-                "classes": work.classes,
-                "features, ms": f"{1e3 * rate.features:,.0f}",
-                "a propagation, ms": f"{1e3 * rate.within:,.1f}",
-                "a pass, ms": f"{1e3 * rate.scored:,.1f}",
-                "label, ms": f"{1e3 * rate.labels:,.0f}",
-                "fit of the classifier, s": f"{_classifier(work, rate):,.0f}",
-                "disk, kB": f"{2 * work.channels * work.side**2 / 1e3:,.0f}",
-                "memory, MB": f"{(rate.memory or 0) / 1e6:,.0f}",
-            }
-        )
-    return markdown(rows)
-
-
-def _classifier(work: Work, rate: Rates) -> float:
-    config = work.evidence
-    return config.classifier_rounds * config.iterations * config.positions * rate.position
-
-
-def sets_table(found: list[dict[str, Any]]) -> str:
-    """What follows for whole data sets."""
-    rows = []
-    for name, (count, classes, each_tags) in SETS.items():
-        for each in found:
-            work, rate = Work(**each["work"]), Rates(**each["rates"])
-            if work.classes != classes:
-                continue
-            costs = predict_cost(replace(work, photos=count, tags=round(count * each_tags)), rate)
-            backbone, size, stride = each["setting"].split()
-            memory = max(cost.memory or 0 for cost in costs)
-            rows.append(
-                {
-                    "photos": f"{name}, {count:,}",
-                    "backbone": f"`{backbone}`",
-                    "size": size,
-                    "stride": stride,
-                    **{cost.stage: f"{cost.seconds / 3600:,.1f} h" for cost in costs},
-                    "disk": f"{sum(cost.disk for cost in costs) / 1e9:,.1f} GB",
-                    "memory": f"{memory / 1e9:,.1f} GB",
-                }
-            )
-    return markdown(rows)
-
-
-def counts_table(found: list[dict[str, Any]]) -> str:
-    """Predicted, and as it was."""
-    rows = [
-        {
-            "backbone, size, stride": each["setting"],
-            "photos": f"{each['photos']:,}",
-            "stage": stage["stage"],
-            "seconds, predicted": f"{stage['seconds'][0]:,.1f}",
-            "seconds": f"{stage['seconds'][1]:,.1f}",
-            "disk, predicted": f"{stage['disk'][0]:,}",
-            "disk": f"{stage['disk'][1]:,}",
-            "memory, predicted": f"{(stage['memory'][0] or 0) / 1e6:,.0f} MB",
-            "memory": f"{stage['memory'][1] / 1e6:,.0f} MB",
-        }
-        for each in found
-        for stage in each["stages"]
-    ]
-    return markdown(rows)
-
-
-def features_table(found: list[dict[str, Any]]) -> str:
-    """Memory by how far the features were."""
-    rows = [
-        {
-            "photos": f"{each['photos']:,}",
-            "done": f"{int(mark):,}",
-            "peak memory": f"{peak / 1e6:,.1f} MB",
-        }
-        for each in found
-        for mark, peak in each["held"].items()
-    ]
-    return markdown(rows)
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """Rows of the same columns as a Markdown table."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    return "\n".join([*lines, *("| " + " | ".join(map(str, row.values())) + " |" for row in rows)])
-
-
-def plot(found: list[dict[str, Any]], path: Path) -> None:
-    """Seconds and memory of each stage over the number of photos: predicted, and as they were."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    figure.suptitle(f"{found[0]['setting']}, seconds by the {found[0]['machine']['clock']}")
-    photos = [each["photos"] for each in found]
-    for column, (what, label, unit) in enumerate(
-        (("seconds", "seconds", 1), ("memory", "memory, MB", 1e6)), 1
-    ):
-        axes = figure.add_subplot(1, 2, column, xscale="log", yscale="log")
-        axes.set(xlabel="photos", ylabel=label)
-        for i, stage in enumerate(found[0]["stages"]):
-            values = [each["stages"][i][what] for each in found]
-            axes.plot(photos, [want / unit for want, _ in values], "--", color=f"C{i}")
-            name = stage["stage"]
-            axes.plot(photos, [got / unit for _, got in values], "o", color=f"C{i}", label=name)
-        axes.grid(which="both", alpha=0.2)
-        axes.legend(title="dashed: predicted", fontsize="small")
-    with atomic_write(path) as handle:
-        figure.savefig(handle, format="png", dpi=120)
-
-
 def one(args: argparse.Namespace) -> None:
     """Do one case in this process."""
     part, setting, of = args.one
@@ -368,7 +251,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.one:
         return one(args)
-    cases = [("rates", each, of) for each in args.settings for of in ("VOC", "COCO")]
+    cases = [("rates", each, "VOC") for each in args.settings]
     cases += [("counts", args.count_setting, str(count)) for count in args.counts]
     cases += [("features", args.feature_setting, str(count)) for count in args.features]
     for part, setting, of in cases:

@@ -46,7 +46,7 @@ Shapes('$root', 'train', num_images=(20, 10), size=64)"
             --segment_network.hidden_channels 32 --segment_train.freeze_stages 1
             --segment_train.size 64 --segment_train.crop 64 --segment_train.epochs 2
             --segment_train.workers 0)
-        conv=(--quick --seconds 0.05)
+        conv=(--quick --seconds 0.05 --only complete edges)
         ;;
     *) echo "gpu.sh: --device cuda or cpu, not $device" >&2; exit 2 ;;
 esac

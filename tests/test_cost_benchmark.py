@@ -37,7 +37,7 @@ def test_tables_and_figure(
     figure = tmp_path / "cost.png"
     run_benchmark("cost", *options, f"--figure={figure}")
     text = page.read_text()
-    assert text.count("| `vgg_tiny` | 64 | 16 |") == 5  # 20 and 80 classes, three data sets
+    assert text.count("| `vgg_tiny` | 64 | 16 |") == 4  # its rates, and three data sets
     assert (
         "| vgg_tiny 64 16 | 30 | features |" in text
         and "| 50 | labels |" in text

@@ -31,11 +31,14 @@ def test_other_options(options: list[str], words: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_dry_run(tmp_path: Path) -> None:
     done = gpu("--device", "cpu", "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     table = (tmp_path / "gpu.md").read_text()
     assert table.startswith("no GPU: a dry run") and "| vgg_tiny 64 8 | 40 | evidence |" in table
-    assert "train segmenter" in table and "The layer, " in table and "TransformerConv" in table
+    assert (
+        "train segmenter" in table and "The layer, edges:" in table and "TransformerConv" in table
+    )
     again = gpu("--device", "cpu", "--out", tmp_path)
     assert again.returncode == 0 and (tmp_path / "gpu.md").read_text() == table

@@ -132,7 +132,7 @@ def timed(title: str) -> Iterator[None]:
 
 def processor_seconds() -> float:
     """Seconds of processor that this process has taken, and its children that ended."""
-    return sum(os.times()[:4])
+    return time.process_time() + sum(os.times()[2:4])  # the former is finer than its ticks
 
 
 def peak_memory() -> int | None:
