@@ -42,13 +42,20 @@ class Row(NamedTuple):
     labels: str
     mutual: MutualName = "off"
     uncertain: float | None = 0.5
+    true_masks: float = 0.0
     setting: str = ""
 
     @property
     def title(self) -> str:
         """How tables call it."""
         complement = "" if self.mutual == "off" else f"mutual complement {self.mutual}"
-        return ", ".join(filter(None, (self.name, self.learnt, complement, self.setting)))
+        parts = self.name, self.learnt, self.mixed, complement, self.setting
+        return ", ".join(filter(None, parts))
+
+    @property
+    def mixed(self) -> str:
+        """How tables say which share of the photos is learnt from true masks."""
+        return f"{100 * self.true_masks:g} % true masks" if self.true_masks else ""
 
     @property
     def learnt(self) -> str:
@@ -60,7 +67,7 @@ class Row(NamedTuple):
     @property
     def folder(self) -> str:
         """How its folders are called, but for the seed."""
-        parts = self.name, self.learnt, self.mutual, self.setting
+        parts = self.name, self.learnt, self.mixed, self.mutual, self.setting
         return "-".join(filter(None, parts)).replace(" ", "-")
 
 
@@ -83,7 +90,11 @@ def with_setting(
 def cell(base: Stage2Config, photos: DataConfig, row: Row, seed: int, out: Path) -> dict[str, Any]:
     """Train and measure one network, unless that is done; return its metrics."""
     config = replace(
-        base, mutual=row.mutual, uncertain=row.uncertain, train=replace(base.train, seed=seed)
+        base,
+        mutual=row.mutual,
+        uncertain=row.uncertain,
+        true_masks=row.true_masks,
+        train=replace(base.train, seed=seed),
     )
     if row.mutual == "off":  # what has no bearing must not tell folders apart
         config = replace(config, mutual_start=1, mutual_confidence=None)

@@ -53,6 +53,7 @@ from pgnn_geo.training.segmentation_config import RecipeName
 NONE: dict[str, str] = {}
 OFF: list[MutualName] = ["off"]
 CERTAIN: list[float | None] = [0.5]
+PSEUDO = [0.0]
 SEEDS = list(range(8))
 ONE: list[ProtocolName] = []
 NETWORK, RECIPE = SegmentationNetworkConfig(), SegmentationTrainingConfigChanges()
@@ -63,16 +64,18 @@ def rows_of(
     labels: dict[str, str],
     rules: Sequence[MutualName],
     shares: Sequence[float | None],
+    mixed: Sequence[float],
     truth: bool,
     settings: Sequence[str],
 ) -> list[Row]:
     """Return what to train on, full supervision first."""
     full = [Row("true masks", stage2.TRUTH, setting=each) for each in settings if truth]
     return full + [
-        Row(name, folder, rule, share, each)
+        Row(name, folder, rule, share, drawn, each)
         for name, folder in labels.items()
         for rule in rules
         for share in shares
+        for drawn in mixed
         for each in settings
     ]
 
@@ -205,6 +208,7 @@ def compare(
     mutual_start: int = 1,
     mutual_confidence: float | None = None,
     uncertain: list[float | None] = CERTAIN,
+    true_masks: list[float] = PSEUDO,
     split: str = "train_aug",
     eval_split: str = "val",
     classes: str | None = None,
@@ -228,6 +232,8 @@ def compare(
         mutual_confidence: Probability from which on a prediction rewrites a label.
         uncertain: Shares of the background score above which background is not learnt, each tried
             on each folder of labels; null to learn all of it.
+        true_masks: Shares of the photos that are learnt from true masks, each tried on each folder
+            of labels.
         split: Photos to train on.
         eval_split: Photos to measure on.
         classes: Comma-separated names that restrict the task.
@@ -248,7 +254,7 @@ def compare(
         name: replace(base, train=with_setting(common, each)) for name, each in settings.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    rows = rows_of(labels, mutual, uncertain, truth, list(settings))
+    rows = rows_of(labels, mutual, uncertain, true_masks, truth, list(settings))
     quality = {row: label_scores(photos, row) for row in rows}
     cells: dict[Row, dict[int, dict[str, Any]]] = {row: {} for row in rows}
     results: list[dict[str, Any]] = []

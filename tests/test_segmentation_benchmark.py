@@ -152,6 +152,18 @@ def test_labels_that_are_not_there(shapes_root: Path, tmp_path: Path, capsys) ->
     assert "none" in capsys.readouterr().err
 
 
+def test_true_masks_of_some_photos_are_rows(
+    shapes_root: Path, labels: Path, tmp_path: Path
+) -> None:
+    command = ["--root", shapes_root, "--split", "train", "--labels.half", labels, *TINY]
+    command += ["--train.epochs", "1", "--seeds", "[0]", "--truth", "false"]
+    compare(*command, "--true_masks", "[0, 0.25]", "--out", tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "segmentation.json").read_text())["rows"]
+    assert [row["title"] for row in rows] == ["half", "half, 25 % true masks"]
+    metrics = tmp_path / "out" / "half-25-%-true-masks-off-seed0" / "metrics.json"
+    assert json.loads(metrics.read_text())["true_masks"] == 0.25
+
+
 def test_a_setting_that_there_is_not(shapes_root: Path, tmp_path: Path, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         compare(
