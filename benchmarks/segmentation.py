@@ -16,144 +16,68 @@ each training.
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from _common import machine
 from _paired import Difference, paired_difference
+from _segmentation_cells import (
+    MEASURES,
+    MutualName,
+    ProtocolName,
+    Row,
+    by_protocol,
+    cell,
+    label_scores,
+    own_masks,
+    with_setting,
+)
 from jsonargparse import auto_cli
-from torch import Tensor
 
 from pgnn_geo.app import stage2
 from pgnn_geo.app.cli_parser import Parser
 from pgnn_geo.app.config import SegmentationNetworkConfig, Stage2Config
 from pgnn_geo.app.config_changes import SegmentationTrainingConfigChanges, recipe_with
-from pgnn_geo.app.evaluation import evaluate
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
-from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.files import atomic_write, write_json
-from pgnn_geo.io.run_folder import console, progress
-from pgnn_geo.metrics import ConfusionMatrix
-from pgnn_geo.training.segmentation_config import RecipeName, SegmentationTrainingConfig
+from pgnn_geo.io.run_folder import console
+from pgnn_geo.training.segmentation_config import RecipeName
 
-MutualName = Literal["off", "literal", "tags"]
-MEASURES = ("miou", "precision", "recall")
 NONE: dict[str, str] = {}
 OFF: list[MutualName] = ["off"]
 CERTAIN: list[float | None] = [0.5]
+PSEUDO = [0.0]
 SEEDS = list(range(8))
+ONE: list[ProtocolName] = []
 NETWORK, RECIPE = SegmentationNetworkConfig(), SegmentationTrainingConfigChanges()
 SETTINGS: dict[str, dict[str, Any]] = {"": {}}
-
-
-class Row(NamedTuple):
-    """What a network is trained on and how, and how labels are rewritten on the way."""
-
-    name: str
-    labels: str
-    mutual: MutualName = "off"
-    uncertain: float | None = 0.5
-    setting: str = ""
-
-    @property
-    def title(self) -> str:
-        """How tables call it."""
-        complement = "" if self.mutual == "off" else f"mutual complement {self.mutual}"
-        return ", ".join(filter(None, (self.name, self.learnt, complement, self.setting)))
-
-    @property
-    def learnt(self) -> str:
-        """How tables say which background is learnt, unless it is the default."""
-        if self.uncertain is None:
-            return "all background"
-        return "" if self.uncertain == 0.5 else f"uncertain {self.uncertain}"
-
-    @property
-    def folder(self) -> str:
-        """How its folders are called, but for the seed."""
-        parts = self.name, self.learnt, self.mutual, self.setting
-        return "-".join(filter(None, parts)).replace(" ", "-")
 
 
 def rows_of(
     labels: dict[str, str],
     rules: Sequence[MutualName],
     shares: Sequence[float | None],
+    mixed: Sequence[float],
     truth: bool,
     settings: Sequence[str],
 ) -> list[Row]:
     """Return what to train on, full supervision first."""
     full = [Row("true masks", stage2.TRUTH, setting=each) for each in settings if truth]
     return full + [
-        Row(name, folder, rule, share, each)
+        Row(name, folder, rule, share, drawn, each)
         for name, folder in labels.items()
         for rule in rules
         for share in shares
+        for drawn in mixed
         for each in settings
     ]
-
-
-def with_setting(
-    common: SegmentationTrainingConfig, values: dict[str, Any]
-) -> SegmentationTrainingConfig:
-    """Return the configuration of a setting.
-
-    Raises:
-        InputError: If there is no hyper-parameter of such a name.
-    """
-    names = [entry.name for entry in fields(common)]
-    if unknown := values.keys() - names:
-        raise InputError(
-            f"--settings: {', '.join(sorted(unknown))}: want some of {', '.join(names)}"
-        )
-    return common.changed(**values)
-
-
-def cell(base: Stage2Config, photos: DataConfig, row: Row, seed: int, out: Path) -> dict[str, Any]:
-    """Train and measure one network, unless that is done; return its metrics."""
-    config = replace(
-        base, mutual=row.mutual, uncertain=row.uncertain, train=replace(base.train, seed=seed)
-    )
-    if row.mutual == "off":  # what has no bearing must not tell folders apart
-        config = replace(config, mutual_start=1, mutual_confidence=None)
-    folder = out / f"{row.folder}-seed{seed}"
-    return stage2.train_and_measure(config.on(photos, row.labels), folder, out / "stems")
-
-
-def own_masks(photos: DataConfig, row: Row, folder: Path, every: int) -> dict[str, Any]:
-    """Measure a network on training photos whose tags it is told, beside what it learnt there."""
-    path = folder / "own.json"
-    if path.is_file():
-        return json.loads(path.read_text())
-    truth = photos.build(with_masks=True)
-    chosen = truth.subset(range(0, len(truth), every))
-    matrix = ConfusionMatrix(len(chosen.classes), chosen.classes)
-    segmenter = Segmenter.from_pretrained(folder / "segmenter").to("auto")
-    for index in progress(range(len(chosen)), "own masks", len(chosen)):
-        item = chosen[index]
-        image, mask = (item[name].as_subclass(Tensor) for name in ("image", "mask"))
-        matrix.update(segmenter.label(image, tags=item["tags"]), mask, item["image_id"])
-    found = {"images": len(chosen), "network": matrix.compute().miou, "labels": None}
-    if row.labels != stage2.TRUTH:
-        found["labels"] = evaluate(Path(row.labels), chosen).miou
-    write_json(path, found)
-    return found
-
-
-def label_scores(photos: DataConfig, row: Row) -> dict[str, Any] | None:
-    """Return the scores of the labels themselves on the photos that they are of."""
-    if row.labels == stage2.TRUTH:
-        return None
-    scores = evaluate(Path(row.labels), photos.build(with_masks=True)).to_dict()
-    return {name: scores[name] for name in MEASURES}
 
 
 def summary(row: Row, cells: dict[int, dict[str, Any]], labels: dict[str, Any] | None) -> Any:
@@ -169,6 +93,10 @@ def summary(row: Row, cells: dict[int, dict[str, Any]], labels: dict[str, Any] |
         "std": {name: stdev(each) if len(each) > 1 else None for name, each in values.items()},
         "by_seed": {
             name: dict(zip(sorted(cells), each, strict=True)) for name, each in values.items()
+        },
+        "protocols": {
+            name: {seed: cells[seed]["protocols"][name] for seed in sorted(cells)}
+            for name in next(iter(cells.values())).get("protocols", ())
         },
         "own": {**own[0], "network": mean(each["network"] for each in own)} if own else None,
         "supervision": next(iter(cells.values()))["supervision"],
@@ -235,7 +163,30 @@ def markdown(results: list[dict[str, Any]]) -> str:
         "Own masks: mIoU of the labels on photos that were learnt, and of the network's masks of "
         "them, tags known."
     )
-    return "\n".join([*lines, "", note]) + "\n"
+    return "\n".join([*lines, "", note]) + "\n" + protocol_table(results)
+
+
+def protocol_table(results: list[dict[str, Any]]) -> str:
+    """Return the mIoU by each further protocol, and its share of full supervision's by the same."""
+    names = list(results[0]["protocols"])
+    if not names:
+        return ""
+    lines = ["", "| trained on | " + " | ".join(names) + " |", "|---|" + "---|" * len(names)]
+    for row in results:
+        full = [
+            each for each in results if (each["labels"], each["setting"]) == (None, row["setting"])
+        ]
+        values = []
+        for name in names:
+            own = row["protocols"][name]
+            seeds = own.keys() & full[0]["protocols"][name].keys() if full else ()
+            share = ""
+            if seeds:
+                best = mean(full[0]["protocols"][name][seed] for seed in seeds)
+                share = f" ({100 * mean(own[seed] for seed in seeds) / best:.1f} %)"
+            values.append(f"{100 * mean(own.values()):.1f}{share}")
+        lines.append("| " + " | ".join([row["title"], *values]) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def write_report(out: Path, results: list[dict[str, Any]]) -> None:
@@ -257,6 +208,7 @@ def compare(
     mutual_start: int = 1,
     mutual_confidence: float | None = None,
     uncertain: list[float | None] = CERTAIN,
+    true_masks: list[float] = PSEUDO,
     split: str = "train_aug",
     eval_split: str = "val",
     classes: str | None = None,
@@ -266,6 +218,7 @@ def compare(
     train: SegmentationTrainingConfigChanges = RECIPE,
     settings: dict[str, dict[str, Any]] = SETTINGS,
     own: int | None = None,
+    protocols: list[ProtocolName] = ONE,
 ) -> None:
     """Train and measure what is not there yet; all rows at the first seed, then the others.
 
@@ -279,6 +232,8 @@ def compare(
         mutual_confidence: Probability from which on a prediction rewrites a label.
         uncertain: Shares of the background score above which background is not learnt, each tried
             on each folder of labels; null to learn all of it.
+        true_masks: Shares of the photos that are learnt from true masks, each tried on each folder
+            of labels.
         split: Photos to train on.
         eval_split: Photos to measure on.
         classes: Comma-separated names that restrict the task.
@@ -288,6 +243,9 @@ def compare(
         train: Values that take the place of the recipe's; null leaves the recipe's.
         settings: Further such values by name, a row each on every kind of labels.
         own: Every how manieth training photo is predicted as well, with its tags known.
+        protocols: Further ways to predict the photos that are measured: "par", refined along the
+            edges of the photo; "scales", the mean of three scales and their mirror images, or
+            "scales-par", both.
     """
     photos, folder = DataConfig("voc", root, split, classes), Path(out)
     common = recipe_with(recipe, train)
@@ -296,7 +254,7 @@ def compare(
         name: replace(base, train=with_setting(common, each)) for name, each in settings.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
-    rows = rows_of(labels, mutual, uncertain, truth, list(settings))
+    rows = rows_of(labels, mutual, uncertain, true_masks, truth, list(settings))
     quality = {row: label_scores(photos, row) for row in rows}
     cells: dict[Row, dict[int, dict[str, Any]]] = {row: {} for row in rows}
     results: list[dict[str, Any]] = []
@@ -304,9 +262,12 @@ def compare(
         for row in rows:
             console.print(f"{row.title}, seed {seed}", highlight=False)
             metrics = cell(bases[row.setting], photos, row, seed, folder)
+            path = folder / f"{row.folder}-seed{seed}"
             if own is not None:
-                path = folder / f"{row.folder}-seed{seed}"
                 metrics = {**metrics, "own": own_masks(photos, row, path, own)}
+            if protocols:
+                measured = replace(photos, split=eval_split)
+                metrics = {**metrics, "protocols": by_protocol(measured, path, protocols)}
             cells[row][seed] = metrics
             results = [summary(each, cells[each], quality[each]) for each in rows if cells[each]]
             write_report(folder, results)

@@ -96,26 +96,27 @@ def cell_of(table: str, title: str, column: str) -> str:
 def test_settings_are_rows_of_the_same_seed(
     shapes_root: Path, labels: Path, tmp_path: Path
 ) -> None:
-    settings = '{"": {}, "same": {"lr": 2e-4}, "slow": {"lr": 1e-7}}'
+    settings = '{"": {}, "slow": {"lr": 1e-7}}'
     command = ["--root", shapes_root, "--split", "train", "--labels.half", labels, *TINY]
-    command += ["--settings", settings, "--own", "4"]
+    command += ["--settings", settings, "--own", "4", "--protocols", '["scales", "par"]']
+    command += ["--train.epochs", "1"]
     compare(*command, "--seeds", "[3]", "--out", tmp_path / "out")
     rows = json.loads((tmp_path / "out" / "segmentation.json").read_text())["rows"]
     found = {row["title"]: row["miou"] for row in rows}
-    assert list(found) == [
-        *("true masks", "true masks, same", "true masks, slow"),
-        *("half", "half, same", "half, slow"),
-    ]
-    assert found["half"] == found["half, same"] != found["half, slow"]
-    assert found["true masks"] == found["true masks, same"]
-    table = (tmp_path / "out" / "segmentation.md").read_text()
+    assert list(found) == ["true masks", "true masks, slow", "half", "half, slow"]
+    assert found["half"] != found["half, slow"]  # which is still what chance made of it
+    text = (tmp_path / "out" / "segmentation.md").read_text()
+    cut = text.index("| trained on | scales | par |")
+    table, second = text[:cut], text[cut:]
     # Each setting beside full supervision of its own, one pair without an interval.
     gap = 100 * (found["half, slow"] - found["true masks, slow"])
     assert cell_of(table, "half, slow", "minus full supervision") == f"{gap:+.1f}"
-    assert cell_of(table, "half, same", "minus the first labels") == "+0.0"
+    gap = 100 * (found["half, slow"] - found["half"])
+    assert cell_of(table, "half, slow", "minus the first labels") == f"{gap:+.1f}"
     # Told the tags, on every fourth training photo; the labels are the true masks' right halves.
+    folder = tmp_path / "out" / "half-off-slow-seed3"
+    segmenter = Segmenter.from_pretrained(folder / "segmenter")
     truth = VOC2012(shapes_root, "train", with_masks=True)
-    segmenter = Segmenter.from_pretrained(tmp_path / "out" / "half-off-seed3" / "segmenter")
     own, halves = (ConfusionMatrix(len(truth.classes), truth.classes) for _ in range(2))
     for item in truth.subset(range(0, len(truth), 4)):
         image, mask = (item[name].as_subclass(torch.Tensor) for name in ("image", "mask"))
@@ -123,8 +124,23 @@ def test_settings_are_rows_of_the_same_seed(
         probabilities[1:][~item["tags"].bool()] = 0
         own.update(probabilities.argmax(0), mask, "")
         halves.update(load_mask(labels / f"{item['image_id']}.png"), mask, "")
-    both = ", ".join(f"{100 * matrix.compute().miou:.1f}" for matrix in (halves, own))
-    assert cell_of(table, "half", "labels, own masks") == both
+    both = [matrix.compute().miou for matrix in (halves, own)]
+    told = json.loads((folder / "own.json").read_text())
+    assert [told["labels"], told["network"]] == pytest.approx(both, abs=1e-3)
+    assert cell_of(table, "half, slow", "labels, own masks") == ", ".join(
+        f"{100 * value:.1f}" for value in both
+    )
+    # Three scales on the photos that are measured, and the share of full supervision by the same.
+    matrix = ConfusionMatrix(len(truth.classes), truth.classes)
+    for item in VOC2012(shapes_root, "val", with_masks=True):
+        image, mask = (item[name].as_subclass(torch.Tensor) for name in ("image", "mask"))
+        matrix.update(segmenter.label(image, scales=(0.75, 1.0, 1.25)), mask, "")
+    several = json.loads((folder / "protocols.json").read_text())
+    assert several["scales"] == pytest.approx(matrix.compute().miou)
+    assert len({*several.values(), found["half, slow"]}) == 3
+    full = json.loads((folder.parent / "true-masks-off-slow-seed3/protocols.json").read_text())
+    share = f"{100 * several['par'] / full['par']:.1f} %"
+    assert cell_of(second, "half, slow", "par") == f"{100 * several['par']:.1f} ({share})"
 
 
 def test_labels_that_are_not_there(shapes_root: Path, tmp_path: Path, capsys) -> None:
@@ -134,6 +150,18 @@ def test_labels_that_are_not_there(shapes_root: Path, tmp_path: Path, capsys) ->
             *("--out", tmp_path / "out"),
         )
     assert "none" in capsys.readouterr().err
+
+
+def test_true_masks_of_some_photos_are_rows(
+    shapes_root: Path, labels: Path, tmp_path: Path
+) -> None:
+    command = ["--root", shapes_root, "--split", "train", "--labels.half", labels, *TINY]
+    command += ["--train.epochs", "1", "--seeds", "[0]", "--truth", "false"]
+    compare(*command, "--true_masks", "[0, 0.25]", "--out", tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "segmentation.json").read_text())["rows"]
+    assert [row["title"] for row in rows] == ["half", "half, 25 % true masks"]
+    metrics = tmp_path / "out" / "half-25-%-true-masks-off-seed0" / "metrics.json"
+    assert json.loads(metrics.read_text())["true_masks"] == 0.25
 
 
 def test_a_setting_that_there_is_not(shapes_root: Path, tmp_path: Path, capsys) -> None:

@@ -271,6 +271,7 @@ def segment(
     mutual_start: int = 1,
     mutual_confidence: float | None = None,
     uncertain: float | None = 0.5,
+    true_masks: float = 0.0,
     network: SegmentationNetworkConfig = SEGMENTATION,
     train: SegmentationTrainingConfigChanges = RECIPE,
     **source: Any,
@@ -291,11 +292,12 @@ def segment(
         mutual_confidence: Probability from which on a prediction rewrites a label.
         uncertain: Share of the background score above which background of the labels is not learnt,
             by the maps that "run" and "label" leave beside them; null to learn all of it.
+        true_masks: Share of the photos that are learnt from their true masks in place of labels.
         network: The network: DeepLab-v2, or with --network.architecture one of torchvision's.
         train: Values that take the place of the recipe's; null leaves the recipe's.
         **source: Which photos, tags and classes.
     """
-    learnt = mutual, mutual_start, mutual_confidence, uncertain
+    learnt = mutual, mutual_start, mutual_confidence, uncertain, true_masks
     config = Stage2Config(eval_split, network, recipe_with(recipe, train), *learnt)
     stage2.segment(config.on(DataConfig(root=root, **source), labels), Path(out))
 

@@ -192,9 +192,10 @@ class Stage2Config:
         uncertain (float, optional): Share of the background score above which background of the
             pseudo-labels is not learnt, see :func:`~pgnn_geo.labels.certainty.certain_labels`;
             :obj:`None` to learn all of it.
+        true_masks (float): Share of the photos that are learnt from their true masks.
 
     Raises:
-        InputError: If :obj:`uncertain` does not lie in (0, 1].
+        InputError: If a share is out of range, or true masks would be rewritten.
     """
 
     eval_split: str | None = "val"
@@ -204,10 +205,18 @@ class Stage2Config:
     mutual_start: int = 1
     mutual_confidence: float | None = None
     uncertain: float | None = 0.5
+    true_masks: float = 0.0
 
     def __post_init__(self) -> None:
         if self.uncertain is not None and not 0 < self.uncertain <= 1:
             raise InputError(f"'uncertain' must lie in (0, 1], got {self.uncertain}")
+        if not 0 <= self.true_masks <= 1:
+            raise InputError(f"'true_masks' must lie in [0, 1], got {self.true_masks}")
+        if self.true_masks and self.mutual != "off":
+            raise InputError(
+                f"true_masks={self.true_masks}, mutual='{self.mutual}': the complement would "
+                "rewrite true masks; want one of the two"
+            )
         train = self.train
         whole = train.augment == "crop" and not train.freeze_stages and train.train_stride is None
         if self.network.is_torchvision and not whole:

@@ -13,6 +13,7 @@ from pgnn_geo.app.certain import certain_photos, ignored_share, maps_beside
 from pgnn_geo.app.config import SegmentConfig
 from pgnn_geo.app.evaluation import evaluate
 from pgnn_geo.app.labelling import MAPS
+from pgnn_geo.app.true_masks import choose_photos, with_true_masks
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
@@ -93,6 +94,9 @@ def train_and_measure(
             maps = maps_beside(Path(config.labels), dataset)
             if maps is None:
                 console.print(f"no {MAPS} beside the labels: all of their background is learnt")
+        drawn = None
+        if config.true_masks:
+            drawn = choose_photos(dataset, config.data, config.true_masks)
     claim_folder(out, recorded)  # not before: a mistake leaves nothing behind
     ignored = 0.0
     if maps is not None and config.uncertain is not None:
@@ -101,6 +105,10 @@ def train_and_measure(
             dataset = certain_photos(dataset, maps, config.uncertain, folder, ledger)
         ignored = ignored_share(folder)
         console.print(f"{100 * ignored:.1f} % of the pixels are left out as uncertain background")
+    if drawn is not None:
+        dataset = with_true_masks(dataset, *drawn, out / "labels" / "true")
+        masks = f"true masks of {len(drawn[1])} of {len(dataset)} photos ({config.data.name})"
+        ledger = ledger.merged(SupervisionLedger(masks=masks))
     with timed("train segmenter"):
         segmenter = _train(config, dataset, ledger, out, stems)
     metrics = _measure(recorded, segmenter, measured, out) | {"ignored": ignored}
@@ -122,6 +130,8 @@ def labelled_photos(config: SegmentConfig) -> tuple[TaggedDataset, SupervisionLe
     if config.labels == TRUTH:
         if config.mutual != "off":
             raise InputError("The mutual complement rewrites pseudo-labels, not true masks.")
+        if config.true_masks:
+            raise InputError("true_masks is for pseudo-labels; --labels truth learns all of them")
         if not config.data.has_masks():
             raise InputError("There are no true masks to train on: pass a folder of labels.")
         dataset = config.data.build(with_masks=True)
@@ -200,6 +210,7 @@ def _measure(
         "labels": config.labels,
         "mutual": config.mutual,
         "uncertain": config.uncertain,
+        "true_masks": config.true_masks,
         "prediction": {"size": segmenter.side, "scales": [1.0], "flip": True},
         "seed": config.train.seed,
         "supervision": segmenter.ledger.to_list(),

@@ -1,5 +1,6 @@
 """What a training is for, and what it is trained from."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from pgnn_geo.datasets import TaggedDataset
@@ -26,6 +27,7 @@ class NetworkChoice(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class BackboneChoice:
     """The :class:`NetworkChoice` of a configuration that names a backbone and its weights."""
 

@@ -285,3 +285,53 @@ def test_maps_that_do_not_say_what_is_certain(with_maps, shapes_root, tmp_path, 
     assert not (tmp_path / "fewer").exists() and not (tmp_path / "rule").exists()
     error = error_of(capsys, *arguments, "--uncertain=0", f"--out={tmp_path / 'zero'}")
     assert "'uncertain' must lie in (0, 1], got 0" in error
+
+
+def test_true_masks_of_some_photos(shapes_root, labels, tmp_path, capsys):
+    """Every fourth photo is learnt from its true mask, the others from labels without objects."""
+    empty = shutil.copytree(labels, tmp_path / "empty")
+    for path in empty.glob("*.png"):
+        save_mask(path, torch.zeros(64, 64, dtype=torch.uint8))
+    out = tmp_path / "out"
+    arguments = [f"--labels={empty}", f"--root={shapes_root}", "--eval_split=null", *TINY]
+    main(["segment", *arguments, f"--out={out}", "--true_masks=0.25"])
+    truth = Shapes(shapes_root, "train", num_images=(20, 10), size=64, with_masks=True)
+    drawn = {path.stem for path in (out / "labels" / "true").glob("*.png")}
+    assert drawn == {truth.image_ids[i] for i in (3, 7, 11, 15, 19)}
+    for i in (3, 19):
+        found = load_mask(out / "labels" / "true" / f"{truth.image_ids[i]}.png")
+        assert torch.equal(found, truth.read_mask(i))
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert any(
+        "true masks of 5 of 20 photos (voc train)" in each for each in metrics["supervision"]
+    )
+
+    # The same as to put the masks into a copy of the labels by hand.
+    mixed = shutil.copytree(empty, tmp_path / "mixed")
+    for name in drawn:
+        shutil.copy(labels / f"{name}.png", mixed)
+    main(["segment", *arguments, f"--labels={mixed}", f"--out={tmp_path / 'hand'}"])
+    main(["segment", *arguments, f"--out={tmp_path / 'none'}"])
+    capsys.readouterr()
+    learnt = [
+        Segmenter.from_pretrained(each / "segmenter").network.state_dict()
+        for each in (out, tmp_path / "hand", tmp_path / "none")
+    ]
+    same = [
+        all(torch.equal(learnt[0][name], other[name]) for name in learnt[0]) for other in learnt[1:]
+    ]
+    assert same == [True, False]
+
+    bad = [*arguments, f"--out={tmp_path / 'bad'}"]
+    assert "no photo out of 20" in error_of(capsys, *bad, "--true_masks=0.01")
+    assert "must lie in [0, 1]" in error_of(capsys, *bad, "--true_masks=1.5")
+    assert "want one of the two" in error_of(capsys, *bad, "--true_masks=0.5", "--mutual=tags")
+    assert "is for pseudo-labels" in error_of(capsys, *bad, "--labels=truth", "--true_masks=0.5")
+    (voc := tmp_path / "voc").mkdir()
+    shutil.copytree(shapes_root, voc, dirs_exist_ok=True)
+    (voc / "SegmentationClass" / f"{truth.image_ids[3]}.png").unlink()
+    error = error_of(capsys, *bad, f"--root={voc}", "--true_masks=0.25")
+    assert f"these have no mask: {truth.image_ids[3]}" in error
+    shutil.rmtree(voc / "SegmentationClass")
+    assert "no true masks" in error_of(capsys, *bad, f"--root={voc}", "--true_masks=0.25")
+    assert not (tmp_path / "bad").exists()
