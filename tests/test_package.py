@@ -1,8 +1,10 @@
 """The rules that hold the package together."""
 
+import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -48,4 +50,12 @@ def test_the_command_says_which_extra_it_lacks(monkeypatch):
 
 def test_public_names():
     assert set(pgnn_geo.__all__) <= set(dir(pgnn_geo))
-    assert pgnn_geo.__version__ == "0.1.0"
+
+
+def test_one_version_everywhere():
+    root = Path(__file__).parents[1]
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    assert pgnn_geo.__version__ == version, "install the package again"
+    assert f"\nversion: {version}\n" in (root / "CITATION.cff").read_text()
+    releases = re.findall(r"^## (\d+\.\d+\.\d+)", (root / "CHANGELOG.md").read_text(), re.M)
+    assert releases[0] == version
