@@ -1,0 +1,141 @@
+r"""A memory of sure positions, whose labels the positions of other photos read.
+
+One bipartite graph: the nodes of the memory send their labels to every position of a photo, but
+those of the photo itself send nothing. What a position is told is thus never an echo of what the
+maps of its own photo said before, right or wrong.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pgnn_geo.errors import InputError
+from pgnn_geo.labels.position_classifier import confident_labels
+from pgnn_geo.labels.propagation import Features, own_blocks, photo_graphs
+from pgnn_geo.labels.tagged_maps import TaggedMaps
+from pgnn_geo.nn import CongenericPropagation
+from pgnn_geo.nn.propagation import centered_unit
+from pgnn_geo.ranks import ALONE, Ranks
+
+#: Channels of a photo's mean feature by which a node of the memory knows its photo again.
+MARKS = 16
+
+
+class LabelMemory(nn.Module):
+    r"""The sure positions of many photos and their labels.
+
+    .. math::
+        A_{nk} = \frac{s_{nk}}{s_{n0} + \sum_{c \in \mathcal{C}_n} s_{nc}}
+        \quad \text{if } k \in \mathcal{C}_n, \text{ else } 0, \qquad
+        s_{nc} = \frac{1}{|S_c|^{\beta}} \sum_{m \in S_c} \bigl[ \text{another photo} \bigr] \,
+        e^{\tau \langle \mathbf{u}_n, \mathbf{u}_m \rangle}
+
+    :math:`\mathcal{C}_n` are the tags of the position's photo, :math:`S_c` the nodes of label
+    :math:`c`, 0 being the background: messages of
+    :class:`~pgnn_geo.nn.CongenericPropagation` by its softmax kernel.
+
+    Args:
+        num_classes (int): Number of classes :math:`K`.
+        channels (int): Channels of the features.
+        size (int): The most nodes.
+        power (float): :math:`\tau`, 1 or more. (default: :obj:`14.0`)
+    """
+
+    def __init__(self, num_classes: int, channels: int, size: int, power: float = 14.0) -> None:
+        super().__init__()
+        # Half precision: cosines are off by less than 0.001, and a model is half as large.
+        self.nodes = nn.Buffer(torch.zeros(size, channels, dtype=torch.float16))
+        self.values = nn.Buffer(torch.zeros(size, num_classes + 1))  #: zero where there is no node
+        self.marks = nn.Buffer(torch.zeros(size, MARKS))
+        self.layer = CongenericPropagation("softmax", power=power)
+
+    def read(self, unit: Tensor, tags: Tensor, marks: Tensor | None = None) -> Tensor:
+        """Return the evidence of the positions of one photo.
+
+        Args:
+            unit (torch.Tensor): Their centred unit features.
+            tags (torch.Tensor): The tags of the photo.
+            marks (torch.Tensor, optional): What its own nodes are known by, see :func:`marks_of`;
+                none is its own if not given.
+
+        Shapes:
+            - **unit:** :math:`(V, C)`
+            - **tags:** :math:`(K)`
+            - **marks:** :math:`(16)`
+            - **output:** :math:`(V, K)`
+        """
+        allowed = F.pad(tags.bool(), (1, 0), value=True)
+        values = self.values * allowed
+        if marks is not None:
+            near = (self.marks - marks).abs().amax(dim=1) <= 1e-3 * marks.abs().amax()
+            values = values.masked_fill(near[:, None], 0)
+        groups = [torch.zeros(len(x), dtype=torch.long, device=x.device) for x in (values, unit)]
+        told = self.layer(values, (self.nodes, unit), batch=(groups[0], groups[1]))
+        total = told.sum(dim=1, keepdim=True)
+        return (told / total.masked_fill(total == 0, 1.0))[:, 1:]
+
+    def extra_repr(self) -> str:
+        """What :func:`repr` shows."""
+        return f"nodes={int((self.values > 0).any(dim=1).sum())}, power={self.layer.power:g}"
+
+
+def marks_of(means: Tensor) -> Tensor:
+    """Return what photos are known by again, :obj:`[M, 16]`, of their mean features."""
+    return F.pad(means[:, :MARKS], (0, max(0, MARKS - means.size(1))))
+
+
+@torch.no_grad()
+def fill_memory(
+    memory: LabelMemory,
+    features: Features,
+    maps: TaggedMaps,
+    means: Tensor,
+    foreground: float = 0.5,
+    background: float = 0.25,
+    balance: float = 0.75,
+    grid: int | None = None,
+    device: torch.device | str = "cpu",
+    ranks: Ranks = ALONE,
+) -> None:
+    r"""Put the positions that maps are sure of into a memory, about as many of every photo.
+
+    Args:
+        memory (LabelMemory): The memory, whose size is the most that it takes.
+        features (Features): Features of all photos, squares.
+        maps (TaggedMaps): Their maps.
+        means (torch.Tensor): The mean feature of each photo :obj:`[M, C]`.
+        foreground, background (float): See
+            :func:`~pgnn_geo.labels.position_classifier.confident_labels`.
+        balance (float): :math:`\beta`: with 0 each node counts the same, with 1 each label.
+            (default: :obj:`0.75`)
+        grid, device: See :func:`~pgnn_geo.labels.propagation.photo_graphs`.
+        ranks (Ranks): The processes that share the photos. (default: this one alone)
+
+    Raises:
+        InputError: If the maps are nowhere sure.
+    """
+    size, channels = memory.nodes.shape
+    count = -(-size // len(features))
+    mean, marks = means.mean(dim=0), marks_of(means)
+    parts = [(torch.empty(0, channels), torch.empty(0, dtype=torch.long), torch.empty(0, MARKS))]
+    for block in own_blocks(features, ranks):
+        for graphs in photo_graphs(features, maps.tags, grid, device, block):
+            values = graphs.nodes(maps.dense(graphs.photos))
+            label = confident_labels(values, graphs.tags, foreground, background)
+            chosen = graphs.sample(count)
+            chosen = chosen[label[chosen] >= 0]
+            owner = graphs.photos.to(device)[graphs.batch.image_batch[chosen]].cpu()
+            unit = centered_unit(graphs.x[chosen], mean.to(device))
+            parts.append((unit.cpu(), label[chosen].cpu(), marks[owner]))
+    nodes, label, own = (ranks.cat(torch.cat(part)) for part in zip(*parts, strict=True))
+    if not len(label):
+        raise InputError("No position has a label: the maps are nowhere sure.")
+    if len(label) > size:
+        kept = torch.linspace(0, len(label) - 1, size).round().long()
+        nodes, label, own = nodes[kept], label[kept], own[kept]
+    weight = torch.bincount(label, minlength=memory.values.size(1)).clamp(min=1) ** -balance
+    for buffer in memory.buffers():
+        buffer.zero_()
+    memory.nodes[: len(label)] = nodes.to(memory.nodes)
+    memory.values[: len(label)] = (F.one_hot(label, len(weight)) * weight).to(memory.values)
+    memory.marks[: len(label)] = own.to(memory.marks)
