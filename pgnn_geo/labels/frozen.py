@@ -73,11 +73,12 @@ class EvidenceConfig:
         memory (int): The most nodes of a memory of sure positions, whose labels the positions of
             other photos read in the place of the classifier's probabilities, see
             :class:`~pgnn_geo.labels.memory.LabelMemory`; none by default.
-        memory_power, memory_balance (float): Its :math:`\tau`, and :math:`\beta` of
-            :func:`~pgnn_geo.labels.memory.fill_memory`.
+        memory_power, memory_directions: Its :math:`\tau` and its directions.
+        memory_balance (float): :math:`\beta` of :func:`~pgnn_geo.labels.memory.fill_memory`.
         confidence (float): What of a class's largest probability in a photo stays in the maps, see
             :func:`~pgnn_geo.labels.propagation.complete`.
-        grid (int, optional): Patches per side of a photo's graph; single positions by default.
+        grid (int, optional): The most patches per side of a photo's graph; single positions by
+            default.
         fit_grid (int, optional): The most patches per side of the graphs that all this is fitted
             on; those of :obj:`grid` if not given, on which maps are made.
 
@@ -101,6 +102,7 @@ class EvidenceConfig:
     objectness: bool = False
     memory: int = 0
     memory_power: float = 14.0
+    memory_directions: int = 256
     memory_balance: float = 0.75
     confidence: float = 0.0
     grid: int | None = None
@@ -113,6 +115,7 @@ class EvidenceConfig:
             "prototype_rounds": self.prototype_rounds,
             "classifier_rounds": self.classifier_rounds,
             "positions": self.positions,
+            "memory_directions": self.memory_directions,
             "fit_grid": 1 if self.fit_grid is None else self.fit_grid,
         }
         if wrong := [f"{name}={value}" for name, value in counts.items() if value < 1]:
@@ -144,7 +147,8 @@ class EvidenceModel(nn.Module):
         )
         self.memory: LabelMemory | None = None
         if size := self.config.memory:
-            self.memory = LabelMemory(num_classes, channels, size, self.config.memory_power)
+            settings = self.config.memory_power, self.config.memory_directions
+            self.memory = LabelMemory(num_classes, channels, size, *settings)
 
     def maps(
         self,
@@ -166,7 +170,12 @@ class EvidenceModel(nn.Module):
             ranks (Ranks): The processes that share the photos. (default: this one alone)
         """
         confidence = self.config.confidence if step == "classifier" else 0.0
-        return self._complete(features, tags, step, device, self.config.grid, confidence, ranks)
+        grid = self._grid(features)
+        return self._complete(features, tags, step, device, grid, confidence, ranks)
+
+    def _grid(self, features: Features) -> int:
+        side = features.shape[-1]
+        return min(self.config.grid or side, side)
 
     def _complete(
         self,
@@ -174,7 +183,7 @@ class EvidenceModel(nn.Module):
         tags: Tensor,
         step: StepName | Literal["linear"],
         device: torch.device | str,
-        grid: int | None,
+        grid: int,
         confidence: float = 0.0,
         ranks: Ranks = ALONE,
     ) -> TaggedMaps:
@@ -202,9 +211,9 @@ class EvidenceModel(nn.Module):
             features, tags, device: See :meth:`maps`.
         """
         start = TaggedMaps.empty(tags, features.shape[-1])
-        step = self._last_probabilities(features, device)
-        start = complete(features, start, [step], self.config.grid, device)
-        return Propagated(features, start, self.propagation, self.config.grid, device)
+        step, grid = self._last_probabilities(features, device), self._grid(features)
+        start = complete(features, start, [step], grid, device)
+        return Propagated(features, start, self.propagation, grid, device)
 
     def _evidence_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
         mean = self.propagation.mean
@@ -269,7 +278,7 @@ def fit_evidence(
     penalty = config.evidence_penalty
     weight, _ = ranks.first(lambda: fit_tag_evidence(means - mean, tags, penalty))
     model.evidence.copy_(weight)
-    grid = config.grid or features.shape[-1]
+    grid = model._grid(features)
     grid = min(grid, config.fit_grid or grid)
     maps = model._complete(features, tags, "evidence", device, grid, ranks=ranks)
     for turn in range(config.prototype_rounds):

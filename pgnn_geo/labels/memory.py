@@ -28,23 +28,34 @@ class LabelMemory(nn.Module):
         A_{nk} = \frac{s_{nk}}{s_{n0} + \sum_{c \in \mathcal{C}_n} s_{nc}}
         \quad \text{if } k \in \mathcal{C}_n, \text{ else } 0, \qquad
         s_{nc} = \frac{1}{|S_c|^{\beta}} \sum_{m \in S_c} \bigl[ \text{another photo} \bigr] \,
-        e^{\tau \langle \mathbf{u}_n, \mathbf{u}_m \rangle}
+        e^{\tau \cos(\mathbf{E} \mathbf{u}_n, \mathbf{E} \mathbf{u}_m)}
 
     :math:`\mathcal{C}_n` are the tags of the position's photo, :math:`S_c` the nodes of label
     :math:`c`, 0 being the background: messages of
-    :class:`~pgnn_geo.nn.CongenericPropagation` by its softmax kernel.
+    :class:`~pgnn_geo.nn.CongenericPropagation` by its softmax kernel. :math:`\mathbf{E}` projects
+    to the principal directions of the nodes: fewer channels are less work and less noise.
 
     Args:
         num_classes (int): Number of classes :math:`K`.
         channels (int): Channels of the features.
         size (int): The most nodes.
         power (float): :math:`\tau`, 1 or more. (default: :obj:`14.0`)
+        directions (int): The most directions that features are compared in. (default: :obj:`256`)
     """
 
-    def __init__(self, num_classes: int, channels: int, size: int, power: float = 14.0) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int,
+        size: int,
+        power: float = 14.0,
+        directions: int = 256,
+    ) -> None:
         super().__init__()
+        directions = min(directions, channels)
+        self.basis = nn.Buffer(torch.zeros(channels, directions))
         # Half precision: cosines are off by less than 0.001, and a model is half as large.
-        self.nodes = nn.Buffer(torch.zeros(size, channels, dtype=torch.float16))
+        self.nodes = nn.Buffer(torch.zeros(size, directions, dtype=torch.float16))
         self.values = nn.Buffer(torch.zeros(size, num_classes + 1))  #: zero where there is no node
         self.marks = nn.Buffer(torch.zeros(size, MARKS))
         self.layer = CongenericPropagation("softmax", power=power)
@@ -70,7 +81,7 @@ class LabelMemory(nn.Module):
             near = (self.marks - marks).abs().amax(dim=1) <= 1e-3 * marks.abs().amax()
             values = values.masked_fill(near[:, None], 0)
         groups = [torch.zeros(len(x), dtype=torch.long, device=x.device) for x in (values, unit)]
-        told = self.layer(values, (self.nodes, unit), batch=(groups[0], groups[1]))
+        told = self.layer(values, (self.nodes, unit @ self.basis), batch=(groups[0], groups[1]))
         total = told.sum(dim=1, keepdim=True)
         return (told / total.masked_fill(total == 0, 1.0))[:, 1:]
 
@@ -114,7 +125,7 @@ def fill_memory(
     Raises:
         InputError: If the maps are nowhere sure.
     """
-    size, channels = memory.nodes.shape
+    size, channels = len(memory.nodes), features.shape[1]
     count = -(-size // len(features))
     mean, marks = means.mean(dim=0), marks_of(means)
     parts = [(torch.empty(0, channels), torch.empty(0, dtype=torch.long), torch.empty(0, MARKS))]
@@ -133,9 +144,12 @@ def fill_memory(
     if len(label) > size:
         kept = torch.linspace(0, len(label) - 1, size).round().long()
         nodes, label, own = nodes[kept], label[kept], own[kept]
+    _, directions = torch.linalg.eigh((nodes.t() @ nodes).double())  # the largest come last
+    basis = directions.flip(1)[:, : memory.basis.size(1)].to(nodes)
     weight = torch.bincount(label, minlength=memory.values.size(1)).clamp(min=1) ** -balance
     for buffer in memory.buffers():
         buffer.zero_()
-    memory.nodes[: len(label)] = nodes.to(memory.nodes)
+    memory.basis.copy_(basis)
+    memory.nodes[: len(label)] = F.normalize(nodes @ basis, dim=1).to(memory.nodes)
     memory.values[: len(label)] = (F.one_hot(label, len(weight)) * weight).to(memory.values)
     memory.marks[: len(label)] = own.to(memory.marks)

@@ -57,6 +57,21 @@ def test_positions_read_the_labels_of_other_photos():
     assert repr(memory).startswith(f"LabelMemory(\n  nodes={int((label >= 0).sum())}, power=5")
 
 
+def test_features_are_compared_in_the_principal_directions_of_the_nodes():
+    x, _, maps, unit = photos()
+    memory = LabelMemory(3, 20, 1000, power=5.0, directions=6)
+    fill_memory(memory, x, maps, mean_features(x))
+    dense = maps.dense(torch.arange(5)).flatten(2).amax(1)
+    nodes = unit[(dense > 0.5) | (dense < 0.25)]
+    _, _, right = torch.linalg.svd(nodes.double(), full_matrices=False)
+    projector = (right[:6].t() @ right[:6]).float()
+    torch.testing.assert_close(memory.basis @ memory.basis.t(), projector, atol=1e-4, rtol=0)
+    near = F.normalize(nodes @ projector, dim=1)
+    found = memory.nodes[: len(nodes)].float()
+    torch.testing.assert_close(found @ found.t(), near @ near.t(), atol=5e-3, rtol=0)
+    assert memory.nodes.shape == (1000, 6) and not memory.values[len(nodes) :].any()
+
+
 def test_a_small_memory_has_nodes_of_all_photos():
     x, _, maps, _ = photos()
     memory = filled(x, maps, size=11)
