@@ -296,7 +296,7 @@ def fit_evidence(
         model.classifier.copy_(ranks.first(partial(_classifier, positions, config, start)))
     if model.memory is not None:
         maps = _learned_from(model, features, tags, "linear", grid, device, ranks)
-        sure = config.foreground, config.background, config.memory_balance
+        sure = config.positions, config.foreground, config.background, config.memory_balance
         fill_memory(model.memory, features, maps, means, *sure, grid, device, ranks)
     return model
 

@@ -101,6 +101,7 @@ def fill_memory(
     features: Features,
     maps: TaggedMaps,
     means: Tensor,
+    positions: int = 32768,
     foreground: float = 0.5,
     background: float = 0.25,
     balance: float = 0.75,
@@ -108,13 +109,18 @@ def fill_memory(
     device: torch.device | str = "cpu",
     ranks: Ranks = ALONE,
 ) -> None:
-    r"""Put the positions that maps are sure of into a memory, about as many of every photo.
+    r"""Put positions that maps are sure of into a memory.
+
+    As many are drawn from every photo. If they are more than the memory holds, up to half of it is
+    left to the background, and the most frequent classes are thinned out evenly; a node that is
+    left stands for those that are not.
 
     Args:
         memory (LabelMemory): The memory, whose size is the most that it takes.
         features (Features): Features of all photos, squares.
         maps (TaggedMaps): Their maps.
         means (torch.Tensor): The mean feature of each photo :obj:`[M, C]`.
+        positions (int): The most positions that are drawn. (default: :obj:`32768`)
         foreground, background (float): See
             :func:`~pgnn_geo.labels.position_classifier.confident_labels`.
         balance (float): :math:`\beta`: with 0 each node counts the same, with 1 each label.
@@ -126,7 +132,7 @@ def fill_memory(
         InputError: If the maps are nowhere sure.
     """
     size, channels = len(memory.nodes), features.shape[1]
-    count = -(-size // len(features))
+    count = max(1, positions // len(features))
     mean, marks = means.mean(dim=0), marks_of(means)
     parts = [(torch.empty(0, channels), torch.empty(0, dtype=torch.long), torch.empty(0, MARKS))]
     for block in own_blocks(features, ranks):
@@ -141,15 +147,33 @@ def fill_memory(
     nodes, label, own = (ranks.cat(torch.cat(part)) for part in zip(*parts, strict=True))
     if not len(label):
         raise InputError("No position has a label: the maps are nowhere sure.")
-    if len(label) > size:
-        kept = torch.linspace(0, len(label) - 1, size).round().long()
-        nodes, label, own = nodes[kept], label[kept], own[kept]
+    found = torch.bincount(label, minlength=memory.values.size(1))
+    kept = _thinned(label, found, size)
+    nodes, label, own = nodes[kept], label[kept], own[kept]
     _, directions = torch.linalg.eigh((nodes.t() @ nodes).double())  # the largest come last
     basis = directions.flip(1)[:, : memory.basis.size(1)].to(nodes)
-    weight = torch.bincount(label, minlength=memory.values.size(1)).clamp(min=1) ** -balance
+    weight = found.clamp(min=1) ** (1 - balance) / torch.bincount(
+        label, minlength=len(found)
+    ).clamp(min=1)
     for buffer in memory.buffers():
         buffer.zero_()
     memory.basis.copy_(basis)
     memory.nodes[: len(label)] = F.normalize(nodes @ basis, dim=1).to(memory.nodes)
     memory.values[: len(label)] = (F.one_hot(label, len(weight)) * weight).to(memory.values)
     memory.marks[: len(label)] = own.to(memory.marks)
+
+
+def _thinned(label: Tensor, found: Tensor, size: int) -> Tensor:
+    """Return the numbers of at most so many nodes, at most half of them of the background."""
+    if len(label) <= size:
+        return torch.arange(len(label))
+    classes, room = found[1:], size - min(int(found[0]), size // 2)
+    # The most nodes of a class with which all of them fit.
+    most = max((n for n in range(size + 1) if classes.clamp(max=n).sum() <= room), default=0)
+    limits = [size - int(classes.clamp(max=most).sum()), *[most] * len(classes)]
+    kept = []
+    for value, limit in enumerate(limits):
+        own = (label == value).nonzero()[:, 0]
+        every = torch.linspace(0, len(own) - 1, min(limit, len(own))).round().long()
+        kept.append(own[every])
+    return torch.cat(kept).sort().values

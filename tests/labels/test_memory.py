@@ -72,17 +72,26 @@ def test_features_are_compared_in_the_principal_directions_of_the_nodes():
     assert memory.nodes.shape == (1000, 6) and not memory.values[len(nodes) :].any()
 
 
-def test_a_small_memory_has_nodes_of_all_photos():
+def test_a_small_memory_keeps_what_is_rare():
     x, _, maps, _ = photos()
-    memory = filled(x, maps, size=11)
-    assert (memory.values > 0).any(dim=1).sum() == 11
-    marks = marks_of(mean_features(x))
-    owner = torch.cdist(memory.marks, marks).argmin(dim=1)
-    assert set(owner.tolist()) == set(range(5))
-    roomy = filled(x, maps, size=200)
-    used = (roomy.values > 0).any(dim=1)
-    assert used.sum() < 80 and (roomy.nodes[~used] == 0).all()
-    assert torch.equal(filled(x, maps, size=200).nodes, roomy.nodes)
+    whole, half = (filled(x, maps, size=size, balance=0.5) for size in (1000, 41))
+    counts = [(memory.values > 0).sum(dim=0) for memory in (whole, half)]
+    assert counts[0].sum() > 60 and (half.values > 0).any(dim=1).sum() <= 41
+    assert counts[1][0] == min(counts[0][0], 20)
+    most = counts[1][1:].max()
+    assert torch.equal(counts[1][1:], counts[0][1:].clamp(max=most))
+    # What is left stands for what is not.
+    for memory in (whole, half):
+        torch.testing.assert_close(memory.values.sum(dim=0), counts[0].sqrt())
+    assert torch.equal(filled(x, maps, size=41, balance=0.5).nodes, half.nodes)
+
+
+def test_as_many_nodes_are_drawn_from_every_photo():
+    x, _, maps, _ = photos()
+    memory = filled(x, replace(maps, maps=torch.ones_like(maps.maps)), positions=15)
+    used = (memory.values > 0).any(dim=1)
+    owner = torch.cdist(memory.marks[used], marks_of(mean_features(x))).argmin(dim=1)
+    assert owner.bincount().tolist() == [3] * 5
 
 
 def test_nothing_is_read_from_a_memory_of_the_own_photo_alone():
