@@ -176,7 +176,8 @@ def group_attention(
             bias = mask if bias is None else bias.masked_fill(~mask, -torch.inf)
         out = _attend(q, k, v.transpose(1, 2).flatten(3), bias, dropout)  # [g, H, n, D * P]
         out = out.transpose(1, 2).unflatten(3, (D, -1)).flatten(0, 1)  # [g * n, H, D, P]
-        outs.append(out.permute(0, 3, 1, 2).flatten(2) if last else out.flatten(1, 2))
+        # Of groups of one node flattening is a view, so the layout has to be asked for.
+        outs.append(out.permute(0, 3, 1, 2).flatten(2).contiguous() if last else out.flatten(1, 2))
     out = outs[0] if groups.slot is None else torch.cat(outs).index_select(0, groups.slot)
     out = out.mT if last else out  # [V, H * D, P]
     return out.unflatten(2, positions) if positions else out.squeeze(2)

@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.nn import TransformerConv
@@ -42,6 +42,8 @@ def gradients(out: Tensor, conv: ComplementaryConv, x: Tensor) -> list[Tensor]:
     last=st.booleans(),
     dtype=st.sampled_from([torch.float64, torch.float32]),
 )
+# Groups of one node, whose maps need no copy to be flattened.
+@example([1, 1], (2, 2), "none", False, True, torch.float64)
 def test_groups_equal_message_passing(sizes, positions, hints, classes, last, dtype):
     torch.manual_seed(0)
     conv = ComplementaryConv(6, 8, 4, num_classes=3 if classes else None).to(dtype)
