@@ -1,4 +1,4 @@
-"""Tables of a report in the README, written between markers and not by hand."""
+"""Tables in a page, written between markers and not by hand."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from _common import Report
+
+from pgnn_geo.errors import InputError
+from pgnn_geo.io.files import atomic_write
 
 README = Path(__file__).parent / "README.md"
 MEASURED = ("rival", "ms", "iqr ms", "ratio", "rounds", "peak MB", "saved MB")
@@ -33,27 +36,36 @@ def side_by_side(cases: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def replace_marked(path: Path, name: str, text: str | None) -> None:
+    """Put text into a page, where `<!-- NAME -->` begins its place and `<!-- end -->` ends it.
+
+    Args:
+        path: The page.
+        name: What the place is called.
+        text: The text; without it the page is only looked at.
+
+    Raises:
+        InputError: If there is no such page, or no such place in it.
+    """
+    marker = f"<!-- {name} -->"
+    place = re.compile(re.escape(marker) + r".*?<!-- end -->", re.DOTALL)
+    page = path.read_text() if path.is_file() else ""
+    if not place.search(page):
+        raise InputError(f"{path} has no place for a table: {marker} ... <!-- end -->")
+    if text is not None:
+        new = f"{marker}\n{text.strip()}\n<!-- end -->"
+        with atomic_write(path) as handle:
+            handle.write(place.sub(lambda _: new, page, count=1).encode())
+
+
 def paste(report: Report, path: Path = README) -> None:
     """Put the tables of a report into the README, where `<!-- NAME WHAT -->` begins their place.
 
     Raises:
-        ValueError: If a table has no place.
+        InputError: If a table has no place.
     """
     for what in dict.fromkeys(row["what"] for row in report.cases):
         table = side_by_side([row for row in report.cases if row["what"] == what])
         on = f"{report.machine['threads']} threads of {report.machine['cpu']}, "
         on += f"torch {report.machine['torch']}, load {report.machine['load']:.1f}"
-        put(path, f"{report.name} {what}", f"{table}\n\n({on})")
-
-
-def put(path: Path, name: str, text: str) -> None:
-    """Put a text into a page in the place of what stands from `<!-- NAME -->` to `<!-- end -->`.
-
-    Raises:
-        ValueError: If there is no such place.
-    """
-    page, marker = path.read_text(), f"<!-- {name} -->"
-    place = re.compile(re.escape(marker) + r".*?<!-- end -->", re.DOTALL)
-    if not place.search(page):
-        raise ValueError(f"{path} has no place for a table: {marker} ... <!-- end -->")
-    path.write_text(place.sub(lambda _: f"{marker}\n{text}\n<!-- end -->", page))
+        replace_marked(path, f"{report.name} {what}", f"{table}\n\n({on})")

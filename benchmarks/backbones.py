@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from _common import machine, parser
-from _readme import put
+from _readme import replace_marked
 
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.run_folder import peak_memory
@@ -129,7 +129,7 @@ def main() -> None:
     write_json(file, {"machine": about, "size": args.size, "rows": rows})
     print(f"{table(rows)}\n\n({said})")
     if args.readme:
-        put(args.page, "backbones", f"{table(rows)}\n\n({said})")
+        replace_marked(args.page, "backbones", f"{table(rows)}\n\n({said})")
 
 
 if __name__ == "__main__":

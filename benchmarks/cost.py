@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from _common import machine
 from _cost_tables import SETS, counts_table, features_table, plot, rates_table, sets_table
-from _readme import put
+from _readme import replace_marked
 
 from pgnn_geo.app.config import LabelConfig, ModelConfig
 from pgnn_geo.app.cost import Clock, measure_rates, predict_cost
@@ -271,7 +271,7 @@ def main() -> None:
         said = f"({on}, torch {about['torch']}, seconds by the {about['clock']})"
         print(f"{name}\n{table(found)}\n{said}\n")
         if args.readme:
-            put(args.page, f"cost {name}", f"{table(found)}\n\n{said}")
+            replace_marked(args.page, f"cost {name}", f"{table(found)}\n\n{said}")
     found = [each for each in texts["counts"][0] if each["setting"] == args.count_setting]
     if args.readme and found:
         plot(sorted(found, key=lambda each: each["photos"]), args.figure)

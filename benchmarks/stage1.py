@@ -14,6 +14,10 @@ rows of a table of choices:
         --out runs/choice --tune extra --every 2 --steps classifier --refine none \
         --backgrounds 0.55 0.6 --set classifier_rounds=1 --set foreground=0.65 background=0.35
 
+With `--errors` there is a table of the classes for each row: the IoU of the class and of its class
+activation map, at the score of `pgnn-geo run --baseline true`, and what it would gain if all errors
+of one kind were mended.
+
 Features are kept in OUT: the second command takes a minute. OUT/stage1.md and .json hold the
 tables.
 """
@@ -34,7 +38,7 @@ from typing import Any
 import yaml
 from _common import machine
 
-from pgnn_geo.app.config import LabelConfig, ModelConfig
+from pgnn_geo.app.config import CAM_LABELS, LabelConfig, ModelConfig
 from pgnn_geo.app.labelling import label_images
 from pgnn_geo.app.recipes import recipe_file
 from pgnn_geo.datasets import TaggedDataset
@@ -44,9 +48,10 @@ from pgnn_geo.io.files import atomic_write
 from pgnn_geo.io.run_folder import progress
 from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, fit_evidence
 from pgnn_geo.labels.tagged_maps import TaggedMaps
-from pgnn_geo.metrics import ConfusionMatrix
+from pgnn_geo.metrics import ConfusionMatrix, ErrorBreakdown
 from pgnn_geo.nn.backbones import build_backbone
 
+MEASURES = ("miou", "precision", "recall")
 STEPS = ("evidence", "prototypes", "classifier")
 
 
@@ -80,20 +85,43 @@ class Clock:
         print(f"{name}: {ends[0]:.1f} s, {ends[1]:.1f} s of processor", flush=True)
 
 
-def scores(photos: TaggedDataset, maps: TaggedMaps, labels: LabelConfig) -> dict[str, float]:
-    """mIoU, precision and recall, in per cent, of the label images of maps."""
+def scores(
+    photos: TaggedDataset,
+    maps: TaggedMaps,
+    labels: LabelConfig,
+    errors: ErrorBreakdown | None = None,
+) -> dict[str, Any]:
+    """What the label images of maps are worth; counts their errors by kind as well."""
     assert photos.tags is not None
     matrix = ConfusionMatrix(len(photos.classes), photos.classes)
     attention = list(maps.maps.split(photos.tags.bool().sum(dim=1).tolist()))
     for index, mask in enumerate(label_images(photos, attention, labels)):
-        matrix.update(mask, photos.read_mask(index), photos.image_ids[index])
-    found = matrix.compute().to_dict()
-    return {name: 100 * found[name] for name in ("miou", "precision", "recall")}
+        truth = photos.read_mask(index)
+        matrix.update(mask, truth, photos.image_ids[index])
+        if errors is not None:
+            errors.update(mask, truth, photos.image_ids[index])
+    return matrix.compute().to_dict()
+
+
+def by_class(
+    found: dict[str, Any], cam: dict[str, Any], errors: ErrorBreakdown
+) -> list[dict[str, Any]]:
+    """Rows of the classes, in points: IoU beside the CAM's, precision, recall, gains by kind."""
+    shares = errors.compute()
+    kinds = shares.to_dict()["per_class"]
+    rows: list[dict[str, Any]] = []
+    for name, row in found["per_class"].items():
+        own = {"CAM": cam["per_class"][name]["iou"], "IoU": row["iou"]}
+        own |= {"P": row["precision"], "R": row["recall"], **kinds[name]}
+        rows.append({"class": name, **{k: 100 * v for k, v in own.items() if v is not None}})
+    means = {"CAM": cam["miou"], "IoU": found["miou"], "P": found["precision"]}
+    means |= {"R": found["recall"], **{kind: shares.mean(kind) for kind in shares.gains}}
+    return [*rows, {"class": "mean", **{name: 100 * value for name, value in means.items()}}]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A Markdown table of all columns that any row has."""
-    heads = list(dict.fromkeys(name for row in rows for name in row))
+    heads = list(dict.fromkeys(name for row in rows for name in row if name != "classes"))
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for row in rows:
         cells = [row.get(name, "") for name in heads]
@@ -126,6 +154,7 @@ def main() -> None:
     cli.add_argument("--steps", nargs="*", choices=STEPS, default=[*STEPS])
     cli.add_argument("--refine", nargs="*", default=["none", "par"])
     cli.add_argument("--backgrounds", nargs="*", type=float, default=[])
+    cli.add_argument("--errors", action="store_true", help="a table of the classes")
     cli.add_argument("--backbone", default="vgg16")
     cli.add_argument("--out", type=Path, required=True)
     args = cli.parse_args()
@@ -148,9 +177,13 @@ def main() -> None:
             folder = args.out / "learned"
             more = frozen_features(backbone, learned, folder, features, progress)
     rows: list[dict[str, Any]] = []
+    classes: dict[str, list[dict[str, Any]]] = {}
     for name, evidence in models.items():
         with clock.step(f"fit {name}".strip()):
             model: EvidenceModel = fit_evidence(more, learned.tags, evidence)
+        cam: dict[str, Any] = {}
+        if args.errors:
+            cam = scores(photos, model.maps(bank, photos.tags, "evidence"), CAM_LABELS)
         for step in args.steps:
             with clock.step(f"maps of the {step} {name}".strip()):
                 maps = model.maps(bank, photos.tags, step)
@@ -158,11 +191,18 @@ def main() -> None:
                 args.refine, dict.fromkeys([labels.background, *args.backgrounds])
             ):
                 chosen = replace(labels, background=background, refine=refine)
-                with clock.step(f"{step}, {refine}, {background} {name}".strip()):
-                    found = scores(photos, maps, chosen)
-                row = {"step": step, "refine": refine, "background": f"{background}", **found}
+                errors = (
+                    ErrorBreakdown(len(photos.classes), photos.classes) if args.errors else None
+                )
+                title = f"{step}, {refine}, {background} {name}".strip()
+                with clock.step(title):
+                    found = scores(photos, maps, chosen, errors)
+                row = {"step": step, "refine": refine, "background": f"{background}"}
+                row |= {measure: 100 * found[measure] for measure in MEASURES}
                 rows.append({"set": name, **row} if args.set else row)
                 print("  ".join(f"{k}={v}" for k, v in rows[-1].items()), flush=True)
+                if errors is not None:
+                    classes[title] = rows[-1]["classes"] = by_class(found, cam, errors)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     costs = [
         {"part": name, "seconds": wall, "of processor": cpu}
@@ -178,8 +218,9 @@ def main() -> None:
         "machine": machine("cpu"),
     }
     said = "\n".join(f"{name}: {value}" for name, value in facts.items())
+    tables = [table(rows), *(f"{title}:\n\n{table(each)}" for title, each in classes.items())]
     with atomic_write(args.out / "stage1.md") as handle:
-        handle.write(f"{table(rows)}\n{table(costs)}\n{said}\n".encode())
+        handle.write("\n".join([*tables, table(costs), f"{said}\n"]).encode())
     with atomic_write(args.out / "stage1.json") as handle:
         handle.write(json.dumps({"rows": rows, "costs": costs, **facts}, indent=1).encode())
     print(table(rows))

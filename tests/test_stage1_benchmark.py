@@ -47,7 +47,7 @@ def test_a_table_of_choices(root: Path, tmp_path: Path) -> None:
 
 def test_every_step_as_it_is_and_refined(root: Path, tmp_path: Path) -> None:
     command = [f"--root={root}", f"--recipe={tmp_path / 'tiny.yaml'}", "--backbone=vgg_tiny"]
-    run_benchmark("stage1", *command, f"--out={tmp_path}")
+    run_benchmark("stage1", *command, f"--out={tmp_path}", "--errors")
     found = json.loads((tmp_path / "stage1.json").read_text())
     assert found["photos"] == found["photos whose tags are learned from"] == 20
     assert [(row["step"], row["refine"]) for row in found["rows"]] == [
@@ -55,3 +55,25 @@ def test_every_step_as_it_is_and_refined(root: Path, tmp_path: Path) -> None:
         for step in ("evidence", "prototypes", "classifier")
         for refine in ("none", "par")
     ]
+    table = (tmp_path / "stage1.md").read_text()
+    for row in found["rows"]:
+        *classes, mean = row["classes"]
+        assert [each["class"] for each in classes][:2] == ["background", "fish"]
+        assert mean["IoU"] == pytest.approx(row["miou"])
+        assert mean["IoU"] == pytest.approx(sum(each["IoU"] for each in classes) / len(classes))
+        assert min(mean[kind] for kind in ("boundary", "missed", "spill", "confusion")) >= 0
+        assert f"{row['step']}, {row['refine']}, {row['background']}:" in table
+    first = found["rows"][0]["classes"]  # each beside the same CAM
+    for row in found["rows"][1:]:
+        assert [c["CAM"] for c in row["classes"]] == [c["CAM"] for c in first]
+
+
+def test_the_cam_beside_each_class_is_that_of_a_run(root: Path, tmp_path: Path) -> None:
+    """The step of the tags' evidence, at the baseline's own score."""
+    recipe = tmp_path / "cam.yaml"
+    recipe.write_text(TINY.replace("background: 0.5", "background: 0.15"))
+    command = [f"--root={root}", f"--recipe={recipe}", "--backbone=vgg_tiny", "--errors"]
+    options = ["--steps", "evidence", "--refine", "none"]
+    run_benchmark("stage1", *command, *options, f"--out={tmp_path}")
+    (row,) = json.loads((tmp_path / "stage1.json").read_text())["rows"]
+    assert all(each["CAM"] == each["IoU"] for each in row["classes"])

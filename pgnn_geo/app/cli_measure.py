@@ -15,8 +15,9 @@ from pgnn_geo.features import FrozenFeatureConfig
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.run_folder import console, progress
 from pgnn_geo.labels.frozen import EvidenceConfig
+from pgnn_geo.metrics import ErrorBreakdown
 from pgnn_geo.training.preflight import describe_backbone, describe_machine, find_problems
-from pgnn_geo.viz.report import score_table
+from pgnn_geo.viz.report import below, error_table, score_table
 
 NETWORK, LABELS = ModelConfig(), LabelConfig()
 FEATURES, EVIDENCE = FrozenFeatureConfig(), EvidenceConfig()
@@ -26,6 +27,8 @@ def evaluate(
     labels: str,
     root: str,
     out: str | None = None,
+    beside: str | None = None,
+    errors: bool = False,
     **source: Any,
 ) -> None:
     """Score a folder of label images against true masks: IoU, precision, recall.
@@ -34,6 +37,8 @@ def evaluate(
         labels: Folder of label images ID.png.
         root: Folder of the data set.
         out: JSON file for the figures, if wanted.
+        beside: Another folder of label images, such as those of the CAM, to compare each class.
+        errors: Whether to say what each kind of error costs: boundary, missed, spill, confusion.
         **source: Which photos, tags and classes.
     """
     photos = DataConfig(root=root, **source)
@@ -41,10 +46,23 @@ def evaluate(
         raise InputError("There is nothing to measure against: pass --masks, or a split with masks")
     ranks = join()
     truth = photos.build(with_masks=True)
-    scores = evaluate_labels(Path(labels), truth, progress, ranks).to_dict()
-    console.print(score_table({"": scores}, f"{scores['images']} images"))
+    breakdown = ErrorBreakdown(len(truth.classes), truth.classes) if errors else None
+    scores = evaluate_labels(Path(labels), truth, progress, ranks, breakdown).to_dict()
+    columns, record = {"": scores}, dict(scores)
+    if beside is not None:
+        other = evaluate_labels(Path(beside), truth, progress, ranks).to_dict()
+        columns["beside"] = record["beside"] = other
+    console.print(score_table(columns, f"{scores['images']} images"))
+    if beside is not None:
+        lost = below(scores, columns["beside"]).items()
+        names = ", ".join(f"{name} (-{100 * loss:.1f})" for name, loss in lost) or "none"
+        said = f"classes more than a point of IoU below {beside}: {names}"
+        console.print(said, highlight=False, soft_wrap=True)
+    if breakdown is not None:
+        record["errors"] = breakdown.compute().to_dict()
+        console.print(error_table(record["errors"]))
     if out is not None and ranks.is_first:
-        write_json(out, scores)
+        write_json(out, record)
 
 
 def report(runs: list[str], out: str = "report.html") -> None:

@@ -22,7 +22,7 @@ class Parser(ArgumentParser):
     """
 
     lists = ("--imports", "--photos", "--runs", "--scales")
-    switches = ("--overlays", "--probabilities", "--submission")
+    switches = ("--errors", "--overlays", "--probabilities", "--submission")
 
     def parse_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any

@@ -4,7 +4,8 @@ r"""From frozen features and tags to attention maps: evidence, propagation, posi
     \text{tags} \xrightarrow{\text{logistic regression}} A^{(1)} \xrightarrow{\text{prototypes}}
     A^{(2)} \xrightarrow{\text{classifier of positions}} A^{(3)} \xrightarrow{\text{within}} A
 
-With :obj:`objectness` each learns from the maps before where the other classes see objects.
+With :obj:`objectness` each learns from the maps before where the other classes see objects. With a
+:obj:`memory`, positions read the labels of other photos' positions in the place of the classifier.
 
 Everything that is fitted is convex or starts at zero, over all data in every step: the same
 photos and tags give the same maps.
@@ -21,6 +22,7 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import Features
 from pgnn_geo.features.whitening import WhitenedFeatures, Whitening
 from pgnn_geo.labels.evidence import fit_tag_evidence
+from pgnn_geo.labels.memory import LabelMemory, fill_memory, marks_of
 from pgnn_geo.labels.objectness import fit_objectness, on_objects
 from pgnn_geo.labels.position_classifier import (
     Positions,
@@ -51,7 +53,7 @@ StepName = Literal["evidence", "prototypes", "classifier"]
 
 @dataclass(frozen=True)
 class EvidenceConfig:
-    """How class evidence is fitted and passed on.
+    r"""How class evidence is fitted and passed on.
 
     Args:
         whitening (float, optional): Ridge of the :class:`~pgnn_geo.features.Whitening` that
@@ -74,9 +76,15 @@ class EvidenceConfig:
         warm_start (bool): Whether a round begins with the weights of the one before.
         objectness (bool): Whether prototypes and classifier learn only from positions that are
             objects to the other classes, see :mod:`pgnn_geo.labels.objectness`.
+        memory (int): The most nodes of a memory of sure positions, whose labels the positions of
+            other photos read in the place of the classifier's probabilities, see
+            :class:`~pgnn_geo.labels.memory.LabelMemory`; none by default.
+        memory_power, memory_directions: Its :math:`\tau` and its directions.
+        memory_balance (float): :math:`\beta` of :func:`~pgnn_geo.labels.memory.fill_memory`.
         confidence (float): What of a class's largest probability in a photo stays in the maps, see
             :func:`~pgnn_geo.labels.propagation.complete`.
-        grid (int, optional): Patches per side of a photo's graph; single positions by default.
+        grid (int, optional): The most patches per side of a photo's graph; single positions by
+            default.
         fit_grid (int, optional): The most patches per side of the graphs that all this is fitted
             on; those of :obj:`grid` if not given, on which maps are made.
 
@@ -100,6 +108,10 @@ class EvidenceConfig:
     classifier_rounds: int = 3
     warm_start: bool = False
     objectness: bool = False
+    memory: int = 0
+    memory_power: float = 14.0
+    memory_directions: int = 256
+    memory_balance: float = 0.75
     confidence: float = 0.0
     grid: int | None = None
     fit_grid: int | None = None
@@ -111,6 +123,7 @@ class EvidenceConfig:
             "prototype_rounds": self.prototype_rounds,
             "evidence_window": self.evidence_window,
             "positions": self.positions,
+            "memory_directions": self.memory_directions,
             "fit_grid": 1 if self.fit_grid is None else self.fit_grid,
         }
         if wrong := [f"{name}={value}" for name, value in counts.items() if value < 1]:
@@ -121,6 +134,13 @@ class EvidenceConfig:
             raise InputError(f"classifier_rounds={self.classifier_rounds}: want 0 or more")
         if self.whitening is not None and self.whitening <= 0:
             raise InputError(f"whitening={self.whitening}: want more than 0, or none")
+        if self.memory < 0:
+            raise InputError(f"memory={self.memory}: want 0 (none) or more")
+        if self.memory and not self.classifier_rounds:
+            raise InputError(
+                f"memory={self.memory} keeps what a classifier is sure of: want classifier_rounds "
+                "of 1 or more"
+            )
         if not 0 <= self.confidence <= 1:
             raise InputError(f"confidence={self.confidence}: want 0 to 1")
 
@@ -150,6 +170,10 @@ class EvidenceModel(nn.Module):
         self.propagation = CongenericPropagation(
             self.config.kernel, mean=torch.zeros(channels), power=self.config.power
         )
+        self.memory: LabelMemory | None = None
+        if size := self.config.memory:
+            settings = self.config.memory_power, self.config.memory_directions
+            self.memory = LabelMemory(num_classes, channels, size, *settings)
 
     def maps(
         self,
@@ -177,8 +201,12 @@ class EvidenceModel(nn.Module):
         if step == "classifier" and step != self.config.last_step:
             raise InputError("step='classifier': this model has none, classifier_rounds=0")
         confidence = self.config.confidence if step == "classifier" else 0.0
-        features = self.seen(features)
-        return self._complete(features, tags, step, device, self.config.grid, confidence, ranks)
+        features, grid = self.seen(features), self._grid(features)
+        return self._complete(features, tags, step, device, grid, confidence, ranks)
+
+    def _grid(self, features: Features) -> int:
+        side = features.shape[-1]
+        return min(self.config.grid or side, side)
 
     def seen(self, features: Features) -> Features:
         """Return features of photos as all steps compare them: whitened, or as they are."""
@@ -188,19 +216,26 @@ class EvidenceModel(nn.Module):
         self,
         features: Features,
         tags: Tensor,
-        step: StepName,
+        step: StepName | Literal["linear"],
         device: torch.device | str,
-        grid: int | None,
+        grid: int,
         confidence: float = 0.0,
         ranks: Ranks = ALONE,
     ) -> TaggedMaps:
         start = TaggedMaps.empty(tags, features.shape[-1])
-        named: dict[StepName, list[Step]] = {
-            "evidence": [self._evidence_step],
-            "prototypes": [from_prototypes(self.prototypes), within(self.propagation)],
-            "classifier": [self._classifier_step],
-        }
-        return complete(features, start, named[step], grid, device, confidence, ranks)
+        travel, steps = within(self.propagation), list[Step]()
+        if step == "evidence":
+            steps = [self._evidence_step]
+        elif step == "prototypes":
+            steps = [from_prototypes(self.prototypes), travel]
+        else:
+            last = step == "classifier"
+            read = (
+                self._last_probabilities(features, device, ranks) if last else self._probabilities
+            )
+            # One step: propagated probabilities are still on the scale of probabilities.
+            steps = [lambda graphs, values: travel(graphs, read(graphs, values))]
+        return complete(features, start, steps, grid, device, confidence, ranks)
 
     def before_propagation(
         self, features: Features, tags: Tensor, device: torch.device | str = "cpu"
@@ -210,11 +245,13 @@ class EvidenceModel(nn.Module):
         Args:
             features, tags, device: See :meth:`maps`.
         """
-        features, start = self.seen(features), TaggedMaps.empty(tags, features.shape[-1])
-        before = {"classifier": self._probabilities, "prototypes": from_prototypes(self.prototypes)}
-        step = before[self.config.last_step]
-        start = complete(features, start, [step], self.config.grid, device)
-        return Propagated(features, start, self.propagation, self.config.grid, device)
+        features, grid = self.seen(features), self._grid(features)
+        start = TaggedMaps.empty(tags, features.shape[-1])
+        step: Step = from_prototypes(self.prototypes)
+        if self.config.last_step == "classifier":
+            step = self._last_probabilities(features, device)
+        start = complete(features, start, [step], grid, device)
+        return Propagated(features, start, self.propagation, grid, device)
 
     def _evidence_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
         mean = self.propagation.mean
@@ -225,9 +262,24 @@ class EvidenceModel(nn.Module):
         unit = centered_unit(graphs.x, self.propagation.mean)
         return position_maps(self.classifier, unit, graphs.tags)
 
-    def _classifier_step(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
-        # One step: propagated probabilities are still on the scale of probabilities.
-        return within(self.propagation)(graphs, self._probabilities(graphs, values))
+    def _last_probabilities(
+        self, features: Features, device: torch.device | str, ranks: Ranks = ALONE
+    ) -> Step:
+        """The step that tells the classes of positions: from the memory, if there is one."""
+        if (memory := self.memory) is None:
+            return self._probabilities
+        marks = marks_of(mean_features(features, device, ranks)).to(device)
+
+        def step(graphs: PhotoGraphs, values: Tensor) -> Tensor:
+            unit = centered_unit(graphs.x, self.propagation.mean)
+            photos = zip(*(x.chunk(len(graphs.photos)) for x in (unit, graphs.tags)), strict=True)
+            read = [
+                memory.read(u, tags[0], marks[photo])
+                for photo, (u, tags) in zip(graphs.photos, photos, strict=True)
+            ]
+            return torch.cat(read)
+
+        return step
 
 
 @torch.no_grad()
@@ -269,26 +321,43 @@ def fit_evidence(
     penalty = config.evidence_penalty
     weight, _ = ranks.first(lambda: fit_tag_evidence(means - mean, tags, penalty))
     model.evidence.copy_(weight)
-    grid = config.grid or features.shape[-1]
+    grid = model._grid(features)
     grid = min(grid, config.fit_grid or grid)
     maps = model._complete(features, tags, "evidence", device, grid, ranks=ranks)
     if config.evidence_window > 1:
         maps = maps.averaged(config.evidence_window)
     for turn in range(config.prototype_rounds):
         if turn:
-            step = from_prototypes(model.prototypes)
-            maps = complete(features, maps, [step], grid, device, ranks=ranks)
+            scored = from_prototypes(model.prototypes)
+            maps = complete(features, maps, [scored], grid, device, ranks=ranks)
         maps = _on_objects(model, features, maps, grid, device, ranks)
         fitted = fit_prototypes(features, maps, mean, config.threshold, grid, device, ranks)
         model.prototypes.load_state_dict(fitted.state_dict())
     for turn in range(config.classifier_rounds):
-        step_name: StepName = "classifier" if turn else "prototypes"
-        maps = model._complete(features, tags, step_name, device, grid, ranks=ranks)
-        maps = _on_objects(model, features, maps, grid, device, ranks)
+        step: Literal["prototypes", "linear"] = "linear" if turn else "prototypes"
+        maps = _learned_from(model, features, tags, step, grid, device, ranks)
         positions = _positions(model, features, maps, grid, device, ranks)
         start = model.classifier if config.warm_start and turn else None
         model.classifier.copy_(ranks.first(partial(_classifier, positions, config, start)))
+    if model.memory is not None:
+        maps = _learned_from(model, features, tags, "linear", grid, device, ranks)
+        sure = config.positions, config.foreground, config.background, config.memory_balance
+        fill_memory(model.memory, features, maps, means, *sure, grid, device, ranks)
     return model
+
+
+def _learned_from(
+    model: EvidenceModel,
+    features: Features,
+    tags: Tensor,
+    step: Literal["prototypes", "linear"],
+    grid: int,
+    device: torch.device | str,
+    ranks: Ranks,
+) -> TaggedMaps:
+    """Return the maps of a step as the next one learns from them."""
+    maps = model._complete(features, tags, step, device, grid, ranks=ranks)
+    return _on_objects(model, features, maps, grid, device, ranks)
 
 
 def _classifier(positions: Positions, config: EvidenceConfig, start: Tensor | None) -> Tensor:
@@ -336,14 +405,7 @@ def _positions(
     ):
         values = graphs.nodes(maps.dense(graphs.photos))
         label = confident_labels(values, graphs.tags, config.foreground, config.background)
-        nodes = len(values) // len(graphs.photos)
-        generator = torch.Generator().manual_seed(int(graphs.photos[0]))
-        chosen = torch.cat(
-            [
-                i * nodes + torch.randperm(nodes, generator=generator)[:count].sort().values
-                for i in range(len(graphs.photos))
-            ]
-        ).to(label.device)
+        chosen = graphs.sample(count)
         allowed = torch.nn.functional.pad(graphs.tags[chosen], (1, 0), value=True)
         unit = centered_unit(graphs.x[chosen], model.propagation.mean)
         parts.append(Positions(unit.cpu(), label[chosen].cpu(), allowed.cpu()))

@@ -45,6 +45,16 @@ class PhotoGraphs(NamedTuple):
         builder = PatchGraphBuilder(grid=self.batch.shared_geometry().grid)
         return _means(builder(maps.to(self.x.device), images_per_group=1))
 
+    def sample(self, count: int) -> Tensor:
+        """Return the numbers of so many nodes of every photo, or all, drawn by the first's own."""
+        nodes = len(self.x) // len(self.photos)
+        generator = torch.Generator().manual_seed(int(self.photos[0]))
+        chosen = [
+            i * nodes + torch.randperm(nodes, generator=generator)[:count].sort().values
+            for i in range(len(self.photos))
+        ]
+        return torch.cat(chosen).to(self.x.device)
+
     def maps(self, values: Tensor) -> Tensor:
         """Return values of the nodes :obj:`[V, K]` as maps :obj:`[b, K, h, w]`."""
         batch = copy.copy(self.batch)

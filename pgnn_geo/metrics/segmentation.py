@@ -121,7 +121,10 @@ class ConfusionMatrix:
             InputError: If the shapes differ or a label is neither 255 nor in :math:`0..K`.
         """
         where = f" of image '{image_id}'" if image_id else ""
-        guess, true = _labels(predicted, f"prediction{where}"), _labels(truth, f"truth{where}")
+        guess, true = (
+            label_array(predicted, f"prediction{where}"),
+            label_array(truth, f"truth{where}"),
+        )
         if guess.shape != true.shape:
             raise InputError(
                 f"prediction{where} is {tuple(guess.shape)} but its truth {tuple(true.shape)}; "
@@ -202,7 +205,7 @@ class BackgroundSweep:
         Raises:
             InputError: If the shapes do not fit, or a label is neither 255 nor in :math:`0..K`.
         """
-        true = torch.from_numpy(_labels(truth, "truth"))
+        true = torch.from_numpy(label_array(truth, "truth"))
         if attention.shape != (self.num_classes, *true.shape):
             raise InputError(
                 f"attention is {tuple(attention.shape)}, want {(self.num_classes, *true.shape)}: "
@@ -257,10 +260,20 @@ def _scores(counts: Tensor, images: int, classes: tuple[str, ...]) -> Segmentati
 
     pixels = counts.sum().item()
     coverage = matrix.sum().item() / pixels if pixels else float("nan")
-    return SegmentationScores(classes, ratio(union), ratio(guess), ratio(true), images, coverage)
+    iou = tuple(class_iou(counts[:, :-1]).tolist())
+    return SegmentationScores(classes, iou, ratio(guess), ratio(true), images, coverage)
 
 
-def _labels(value: Tensor | ArrayLike, name: str) -> NDArray[np.uint8]:
+def class_iou(counts: Tensor) -> Tensor:
+    """Return the IoU of each class in a square of counts, rows truth; :obj:`nan` if nowhere."""
+    matrix = counts.double()
+    hit = matrix.diagonal()
+    union = matrix.sum(0) + matrix.sum(1) - hit
+    return (hit / union.clamp(min=1)).where(union > 0, torch.nan)
+
+
+def label_array(value: Tensor | ArrayLike, name: str) -> NDArray[np.uint8]:
+    """Return integer labels as bytes; :obj:`name` is what an error calls them."""
     array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
     if array.dtype == np.uint8:
         return array

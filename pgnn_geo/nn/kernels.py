@@ -35,5 +35,11 @@ def rectified(cosine: Tensor, power: float) -> Tensor:
     return weight if power == 1 else weight**power
 
 
+def exponential(cosine: Tensor, power: float) -> Tensor:
+    r"""Return :math:`e^{p (\cos - 1)}`, which divided by its sum is a softmax."""
+    return cosine.sub_(1).mul_(power).exp_()
+
+
 KERNELS.register("cosine")(Kernel(rectified))
+KERNELS.register("softmax")(Kernel(exponential))
 KERNELS.register("linear")(Kernel(None))

@@ -79,6 +79,9 @@ class CongenericPropagation(MessagePassing):
         \mathrm{ReLU}(\cos(\mathbf{f}_{\alpha} - \boldsymbol{\mu},
         \mathbf{f}_{\gamma} - \boldsymbol{\mu}))^p}.
 
+    With :obj:`kernel="softmax"`, :math:`e^{p \cos}` takes the place of
+    :math:`\mathrm{ReLU}(\cos)^p`: attention with inverse temperature :math:`p`.
+
     With :obj:`kernel="linear"` they are the bare cosine, :math:`E_{\alpha\beta} = \langle
     \mathbf{u}_{\alpha}, \mathbf{u}_{\beta} \rangle`, so the sum factorizes into :math:`\langle
     \mathbf{u}_{\alpha}, \sum_{\beta} \mathbf{u}_{\beta} \mathbf{s}_{\beta} \rangle`: linear in the
@@ -92,7 +95,7 @@ class CongenericPropagation(MessagePassing):
     precision and summed in float32.
 
     Args:
-        kernel (str): :obj:`"cosine"`, :obj:`"linear"`, or one of your own in
+        kernel (str): :obj:`"cosine"`, :obj:`"softmax"`, :obj:`"linear"`, or one of your own in
             :obj:`~pgnn_geo.nn.kernels.KERNELS`, which takes the place of
             :math:`\mathrm{ReLU}(\cos)^p`. (default: :obj:`"cosine"`)
         mean (torch.Tensor, optional): The data set's mean feature :math:`\boldsymbol{\mu}` of shape

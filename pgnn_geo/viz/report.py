@@ -1,6 +1,6 @@
 """What a run shows at its end: the table on the terminal and the overlay sheets."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,46 @@ def score_table(columns: Mapping[str, Mapping[str, Any]], title: str) -> Table:
     return table
 
 
+def error_table(shares: Mapping[str, Any]) -> Table:
+    """Return a table of what each kind of error costs every class.
+
+    Args:
+        shares (mapping): :meth:`~pgnn_geo.metrics.ErrorShares.to_dict`.
+    """
+    table = Table(title="IoU that would be gained if all errors of a kind were mended, points")
+    table.add_column("class")
+    for kind in shares["mean"]:
+        table.add_column(kind, justify="right")
+    for name, row in shares["per_class"].items():
+        table.add_row(name, *_per_cent(row.values()))
+    table.add_section()
+    table.add_row("mean, all", *_per_cent(shares["mean"].values()))
+    return table
+
+
+def below(
+    scores: Mapping[str, Any], others: Mapping[str, Any], margin: float = 0.01
+) -> dict[str, float]:
+    """Return the classes whose IoU is lower than in other scores, and by how much.
+
+    Args:
+        scores, others (mapping): :meth:`~pgnn_geo.metrics.SegmentationScores.to_dict` of both.
+        margin (float): What may be lost. (default: :obj:`0.01`)
+    """
+    pairs = {
+        name: (found["iou"], others["per_class"][name]["iou"])
+        for name, found in scores["per_class"].items()
+    }
+    lost = {name: b - a for name, (a, b) in pairs.items() if a is not None and b is not None}
+    return {name: loss for name, loss in lost.items() if loss > margin}
+
+
 def _cells(results: list[Mapping[str, Any]], iou: str) -> list[str]:
     values = [result[measure] for result in results for measure in (iou, "precision", "recall")]
+    return _per_cent(values)
+
+
+def _per_cent(values: Iterable[float | None]) -> list[str]:
     return ["-" if value is None else f"{100 * value:.1f}" for value in values]
 
 

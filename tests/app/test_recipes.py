@@ -217,7 +217,10 @@ def test_parts_of_ones_own(shapes_root, tmp_path, monkeypatch, capsys):
         "evidence: {kernel: exponential}\nlabels: {refine: short}\n"
     )
     for wrong, words in (
-        ("--evidence.kernel=x", "unknown kernel 'x': want one of cosine, linear, exponential"),
+        (
+            "--evidence.kernel=x",
+            "unknown kernel 'x': want one of cosine, softmax, linear, exponential",
+        ),
         ("--labels.refine=x", "unknown refinement 'x': want one of none, par, crf, short"),
         ("--data=x", "unknown data set 'x': want one of voc, folder, shapes, drawings"),
     ):

@@ -171,6 +171,9 @@ def test_more_rounds_and_a_grid_are_heeded():
     assert (once.maps - twice.maps).abs().max() > 1e-3
     coarse = fit_evidence(x, tags, EvidenceConfig(grid=4, **CHOSEN)).maps(x, tags).maps
     assert torch.equal(coarse[:, ::2, ::2], coarse[:, 1::2, 1::2])
+    # No more patches than positions.
+    finer = fit_evidence(x, tags, EvidenceConfig(grid=16, **CHOSEN)).maps(x, tags).maps
+    assert torch.equal(finer, fit_evidence(x, tags, EvidenceConfig(**CHOSEN)).maps(x, tags).maps)
 
 
 def test_a_round_learns_from_the_maps_of_the_one_before():

@@ -21,9 +21,12 @@ def registered(monkeypatch):
     KERNELS.register("own")(Kernel(gauss))
 
 
+@pytest.mark.parametrize("kernel", ["own", "softmax"])  # which are the same
 @pytest.mark.parametrize("power", [1.0, 3.0])
 @pytest.mark.parametrize("max_elements", [7, 2**22])
-def test_a_kernel_of_ones_own_on_edges_and_groups(power: float, max_elements: int) -> None:
+def test_a_kernel_of_ones_own_on_edges_and_groups(
+    kernel: str, power: float, max_elements: int
+) -> None:
     torch.manual_seed(0)
     x, scores = torch.randn(9, 4, dtype=torch.double), torch.rand(9, 2, dtype=torch.double)
     x.requires_grad_()
@@ -33,7 +36,7 @@ def test_a_kernel_of_ones_own_on_edges_and_groups(power: float, max_elements: in
     weight = weight * (batch[:, None] == batch)
     expected = weight / weight.sum(dim=1, keepdim=True) @ scores
     gradient = torch.autograd.grad(expected.square().sum(), x)[0]
-    layer = CongenericPropagation("own", power=power, max_elements=max_elements)
+    layer = CongenericPropagation(kernel, power=power, max_elements=max_elements)
     edges = complete_edge_index(torch.tensor([0, 5, 9]))
     for arguments in ({"batch": batch}, {"edge_index": edges}):
         out = layer(scores, x, **arguments)
@@ -41,7 +44,18 @@ def test_a_kernel_of_ones_own_on_edges_and_groups(power: float, max_elements: in
         torch.testing.assert_close(torch.autograd.grad(out.square().sum(), x)[0], gradient)
     copied: MessagePassing = copy.deepcopy(layer)
     assert torch.equal(copied(scores, x, batch=batch), layer(scores, x, batch=batch))
-    assert "kernel='own'" in repr(layer)
+    assert f"kernel='{kernel}'" in repr(layer)
+
+
+def test_softmax_is_attention() -> None:
+    torch.manual_seed(0)
+    x, scores = torch.randn(9, 4), torch.rand(9, 2)
+    unit = torch.nn.functional.normalize(x, dim=1)[None]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        unit, unit, scores[None], scale=7.0
+    )[0]
+    out = CongenericPropagation("softmax", power=7.0)(scores, x, batch=torch.zeros(9).long())
+    torch.testing.assert_close(out, expected)
 
 
 def test_the_linear_kernel_has_no_power() -> None:
