@@ -46,7 +46,8 @@ from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.features import FrozenFeatureConfig, frozen_features
 from pgnn_geo.io.files import atomic_write
 from pgnn_geo.io.run_folder import progress
-from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, fit_evidence
+from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.frozen import EvidenceModel, fit_evidence
 from pgnn_geo.labels.tagged_maps import TaggedMaps
 from pgnn_geo.metrics import ConfusionMatrix, ErrorBreakdown
 from pgnn_geo.nn.backbones import build_backbone

@@ -53,7 +53,7 @@ try:
     from pgnn_geo.io.exports import check_exports
     from pgnn_geo.io.masks import load_mask
     from pgnn_geo.io.run_folder import claim_folder, console, notes_as_lines, progress
-    from pgnn_geo.labels.frozen import EvidenceConfig, StepName
+    from pgnn_geo.labels.evidence_config import EvidenceConfig, StepName
     from pgnn_geo.labels.maps import MapConfig
     from pgnn_geo.precision import Precision
     from pgnn_geo.training.attention import AttentionTrainingConfig

@@ -14,7 +14,7 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.features import FrozenFeatureConfig
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.run_folder import console, progress
-from pgnn_geo.labels.frozen import EvidenceConfig
+from pgnn_geo.labels.evidence_config import EvidenceConfig
 from pgnn_geo.metrics import ErrorBreakdown
 from pgnn_geo.training.preflight import describe_backbone, describe_machine, find_problems
 from pgnn_geo.viz.report import below, error_table, score_table

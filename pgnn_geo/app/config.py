@@ -10,7 +10,7 @@ from pgnn_geo.boxes.config import BoxConfig
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.features import FrozenFeatureConfig
-from pgnn_geo.labels.frozen import EvidenceConfig
+from pgnn_geo.labels.evidence_config import EvidenceConfig
 from pgnn_geo.labels.maps import MapConfig
 from pgnn_geo.labels.refine import (
     HALF_SIZE,

@@ -52,7 +52,8 @@ from pgnn_geo.io.files import npy_size
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.io.run_folder import peak_memory
 from pgnn_geo.labels.evidence import check_tags, fit_tag_evidence
-from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, StepName
+from pgnn_geo.labels.evidence_config import EvidenceConfig, StepName
+from pgnn_geo.labels.frozen import EvidenceModel
 from pgnn_geo.labels.labeller import BackboneSource
 from pgnn_geo.labels.position_classifier import Positions, fit_position_classifier
 from pgnn_geo.precision import default_device

@@ -11,7 +11,7 @@ from pgnn_geo.app.config import (
 )
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.features import FrozenFeatureConfig
-from pgnn_geo.labels.frozen import EvidenceConfig
+from pgnn_geo.labels.evidence_config import EvidenceConfig
 from pgnn_geo.training.segmentation_config import RECIPES
 
 #: Of a small network whose weights know textures alone: collinear features, and evidence that is

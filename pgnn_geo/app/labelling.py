@@ -46,7 +46,8 @@ from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_maps, save_mask
 from pgnn_geo.io.run_folder import progress, timed
 from pgnn_geo.io.tensor_folder import CONFIG
-from pgnn_geo.labels.frozen import EvidenceModel, StepName
+from pgnn_geo.labels.evidence_config import StepName
+from pgnn_geo.labels.frozen import EvidenceModel
 from pgnn_geo.labels.labeller import Labeller
 from pgnn_geo.labels.maps import attention_maps
 from pgnn_geo.labels.propagation import Propagated

@@ -22,7 +22,7 @@ from pgnn_geo.io.checkpoint import save_attention_model
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.run_folder import claim_folder, console, progress, recording, timed
-from pgnn_geo.labels.frozen import StepName
+from pgnn_geo.labels.evidence_config import StepName
 from pgnn_geo.labels.labeller import BackboneSource, Labeller
 from pgnn_geo.precision import default_device
 from pgnn_geo.ranks import ALONE, Ranks

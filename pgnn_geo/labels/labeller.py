@@ -22,7 +22,8 @@ from pgnn_geo.features.views import digest_of_tensors
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.tensor_folder import load_tensors, read_tensor_folder, write_tensor_folder
 from pgnn_geo.labels.evidence import check_tags
-from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, fit_evidence
+from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.frozen import EvidenceModel, fit_evidence
 from pgnn_geo.nn.backbones import Backbone, BackboneName, build_backbone
 from pgnn_geo.nn.backbones.weights import is_file
 from pgnn_geo.ranks import ALONE, Ranks

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
+from pgnn_geo.features.bank import Features
 from pgnn_geo.labels.position_classifier import confident_labels
-from pgnn_geo.labels.propagation import Features, own_blocks, photo_graphs
+from pgnn_geo.labels.propagation import own_blocks, photo_graphs
 from pgnn_geo.labels.tagged_maps import TaggedMaps
 from pgnn_geo.nn import CongenericPropagation
 from pgnn_geo.nn.propagation import centered_unit

@@ -12,7 +12,7 @@ from pgnn_geo.app.config import LabelConfig, ModelConfig
 from pgnn_geo.app.cost import Rates, StageCost, Work, describe_cost, measure_rates, predict_cost
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.features import FeatureBank, FrozenFeatureConfig
-from pgnn_geo.labels.frozen import EvidenceConfig
+from pgnn_geo.labels.evidence_config import EvidenceConfig
 
 NETWORK = ("--network.backbone=vgg_tiny", "--network.weights=DEFAULT")
 SMALL = ("--features.size=64", "--evidence.iterations=5", "--evidence.positions=500")

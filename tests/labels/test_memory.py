@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from labels.test_frozen import CHOSEN, quality, scenes
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels.frozen import EvidenceConfig, EvidenceModel, fit_evidence
+from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.frozen import EvidenceModel, fit_evidence
 from pgnn_geo.labels.memory import LabelMemory, fill_memory, marks_of
 from pgnn_geo.labels.propagation import mean_features
 from pgnn_geo.labels.tagged_maps import TaggedMaps
