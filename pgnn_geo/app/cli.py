@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
 
 try:
     from pgnn_geo.app import pipeline, stage2
-    from pgnn_geo.app.cli_export import export, export_dataset, export_photos
+    from pgnn_geo.app.cli_export import export, export_dataset, export_photos, unpack
     from pgnn_geo.app.cli_measure import doctor, evaluate, exit_with, report
     from pgnn_geo.app.cli_parser import run_command
     from pgnn_geo.app.config import (
@@ -369,7 +369,7 @@ def main(args: list[str] | None = None) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):  # which set INFO when imported
         logging.getLogger(name).setLevel(logging.WARNING)
     with errors_as_lines(), notes_as_lines():
-        commands: list[Any] = [demo, run, train, label, segment, predict, export]
+        commands: list[Any] = [demo, run, train, label, segment, predict, export, unpack]
         given = sys.argv[1:] if args is None else args
         check_alone(given[0] if given else "")
         recipes = {"run": recipe_file(given)} if given[:1] == ["run"] else {}

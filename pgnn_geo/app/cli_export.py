@@ -1,9 +1,10 @@
-"""Label images and segmenters for other tools."""
+"""Data sets from other tools; label images and segmenters for them."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from pgnn_geo.datasets import TaggedDataset, load_photo
+from pgnn_geo.datasets.hugging_face import unpack as unpack_hugging_face
 from pgnn_geo.datasets.photos import find_photos
 from pgnn_geo.errors import InputError
 from pgnn_geo.inference.segmenter import Segmenter
@@ -33,6 +34,34 @@ def export(
         seen = (load_photo(photo.path) for photo in progress(chosen, "int8", len(chosen)))
     path = Segmenter.from_pretrained(checkpoint).export_onnx(out, seen)
     console.print(f"onnx: {path}", soft_wrap=True)
+
+
+def unpack(
+    source: str,
+    out: str = "photos",
+    split: str | None = None,
+    image: str | None = None,
+    tags: str | None = None,
+    classes: str | None = None,
+) -> None:
+    """Write the photos and tags of a Hugging Face data set as files that "run" reads. Resumes.
+
+    Args:
+        source: Folder of datasets.save_to_disk, folder of parquet files, or a parquet file.
+        out: Folder of the photos and of labels.csv.
+        split: Which split; needed if there are several.
+        image: Column of the photos, if their type does not tell.
+        tags: Column of the tags, if their type does not tell.
+        classes: Names of the classes with commas, where tags are mere numbers.
+    """
+    names = None if classes is None else [name.strip() for name in classes.split(",")]
+    done = unpack_hugging_face(source, out, split, image, tags, names, progress)
+    console.print(
+        f"photos: {out}, {done.photos} of split {done.split}, {len(done.classes)} classes: "
+        f"{', '.join(done.classes)}",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def export_photos(

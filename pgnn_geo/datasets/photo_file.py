@@ -57,9 +57,10 @@ def opened(path: str | os.PathLike[str], max_pixels: int | None = None) -> Itera
             # Not by Image.open, whose bound is one for the whole process and all its libraries.
             head = handle.read(12)
             handle.seek(0)
-            if head.startswith(b"\x89PNG\r\n\x1a\n"):
+            kind = photo_suffix(head)
+            if kind == ".png":
                 image: Image.Image = PngImageFile(handle, os.fspath(path))
-            elif head.startswith(b"\xff\xd8\xff"):
+            elif kind == ".jpg":
                 image = jpeg_factory(handle, os.fspath(path))
             else:
                 raise InputError(
@@ -174,6 +175,13 @@ def count_pixels(path: Path, max_pixels: int | None = None) -> int:
             return image.width * image.height
     except InputError:
         return 0
+
+
+def photo_suffix(head: bytes) -> str | None:
+    """The usual ending of a photo's file by its first 12 bytes; :obj:`None` of other files."""
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return ".png"
+    return ".jpg" if head.startswith(b"\xff\xd8\xff") else None
 
 
 def _kind(head: bytes) -> str:

@@ -113,6 +113,29 @@ FOLDERS = st.builds(
 )
 
 
+@dataclass
+class Voc:
+    """A folder in VOC layout that was drawn."""
+
+    files: list[File]
+    tags: str
+    ids: str
+    classes: str
+    masks: str
+    encoding: str
+
+
+VOCS = st.builds(
+    Voc,
+    files=st.lists(FILES, min_size=3, max_size=5, unique_by=lambda f: f.stem),
+    tags=mostly("csv", "annotations", "annotations", "masks", "one missing", "broken xml"),
+    ids=mostly("plain", "lists of SBD", "spaces", "one more", "one twice", "empty"),
+    classes=mostly("all", "background", "one missing", "one twice", "none"),
+    masks=mostly("none", "some", "some", "wrong size", "wrong label"),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+
+
 def draw_photo(path: Path, file: File) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = file.size
@@ -189,6 +212,56 @@ def build(root: Path, folder: Folder) -> list[str]:
     return options
 
 
+def voc_name(file: File) -> str:
+    """The file in JPEGImages, which has no folders."""
+    return unicodedata.normalize(file.form, file.stem) + file.suffix
+
+
+def build_voc(root: Path, voc: Voc) -> list[str]:
+    """Write the folder and return the options that it is for."""
+    place = root / "VOCdevkit" / "VOC2012"
+    lists = place / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    names = [name for name in CLASSES if name != "background"]
+    own = [[name for name in file.tags if name in names] for file in voc.files]
+    ids = [unicodedata.normalize("NFC", file.stem) for file in voc.files]
+    for file in voc.files:
+        draw_photo(place / "JPEGImages" / voc_name(file), file)
+    listed = {
+        "lists of SBD": [f"/JPEGImages/{i}.jpg /SegmentationClassAug/{i}.png" for i in ids],
+        "spaces": [f"  {i}\t" for i in ids],
+        "one more": [*ids, "nowhere"],
+        "one twice": [*ids, ids[0]],
+        "empty": [],
+    }.get(voc.ids, ids)
+    (lists / "train.txt").write_bytes("\r\n".join(listed).encode(voc.encoding))
+    kept = {"background": ["background", *names], "one missing": names[1:], "one twice": names * 2}
+    if voc.classes != "none":
+        text = "\n".join(kept.get(voc.classes, names))
+        (place / "classes.txt").write_bytes(text.encode(voc.encoding))
+    if voc.tags in ("annotations", "broken xml"):
+        for image_id, tags in zip(ids, own, strict=True):
+            objects = "".join(f"<object><name>{name}</name></object>" for name in tags)
+            text = f"<annotation>{objects}</annotation>"
+            path = place / "Annotations" / f"{image_id}.xml"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text[:-4] if voc.tags == "broken xml" else text, encoding="utf-8")
+    elif voc.tags != "masks":
+        rows = list(zip(ids, map(repr, own), strict=True))[voc.tags == "one missing" :]
+        with open(place / "image_labels.csv", "w", encoding=voc.encoding, newline="") as handle:
+            csv.writer(handle).writerows([("image", "labels"), *rows])
+    for k, (image_id, tags) in enumerate(zip(ids, own, strict=True)):
+        if voc.tags == "masks" or (k == 0 and voc.masks != "none"):
+            width, height = voc.files[k].size
+            wrong = k == 0 and voc.masks == "wrong size"
+            mask = np.zeros((height + wrong, width), dtype=np.uint8)
+            values = [names.index(name) + 1 for name in tags]
+            mask.flat[: len(values)] = values[: mask.size]
+            mask.flat[-1] = 200 if k == 0 and voc.masks == "wrong label" else mask.flat[-1]
+            save_mask(place / "SegmentationClass" / f"{image_id}.png", mask)
+    return ["--data=auto", f"--root={root}", "--split=train"]
+
+
 def called(*args: str) -> tuple[int, str]:
     """Exit status of a command, and what it printed; errors that are not for people get out."""
     text, status = io.StringIO(), 0
@@ -200,10 +273,16 @@ def called(*args: str) -> tuple[int, str]:
     return status, text.getvalue()
 
 
-def check(folder: Folder) -> None:
+def check(folder: Folder | Voc) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root, out = Path(scratch), Path(scratch, "run")
-        options = build(root, folder)
+        if isinstance(folder, Voc):
+            options, masked = build_voc(root, folder), folder.masks != "none"
+            sizes = {unicodedata.normalize("NFC", f.stem): f.size for f in folder.files}
+            masked = masked or folder.tags == "masks"
+        else:
+            options, masked = build(root, folder), folder.masks != "none"
+            sizes = {Path(f.name).with_suffix("").as_posix(): f.upright for f in folder.files}
         sick, said = called("doctor", *options, *RUN[:2])
         status, printed = called("run", *options, f"--out={out}", *RUN)
         event("doctor: problems" if sick else "doctor: fine")
@@ -215,15 +294,17 @@ def check(folder: Folder) -> None:
         assert status == 0, printed
         for model in ("cam", "pgnn"):
             labels = out / model / "labels"
-            found = {p.relative_to(labels).as_posix(): p for p in labels.rglob("*.png")}
-            wanted = {Path(f.name).with_suffix("").as_posix() + ".png": f for f in folder.files}
-            assert found.keys() == wanted.keys()
-            for name, file in wanted.items():
+            found = {
+                p.relative_to(labels).as_posix().removesuffix(".png"): p
+                for p in labels.rglob("*.png")
+            }
+            assert found.keys() == sizes.keys()
+            for name, size in sizes.items():
                 with Image.open(found[name]) as image:
-                    assert image.size == file.upright
+                    assert image.size == size
         metrics = json.loads((out / "metrics.json").read_text())
         assert metrics["images"] == len(folder.files)
-        assert ("cam" in metrics) == (folder.masks != "none")
+        assert ("cam" in metrics) == masked
 
 
 def profile(examples: int, **options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -247,3 +328,19 @@ def test_what_doctor_calls_fine_runs(folder: Folder) -> None:
 @given(FOLDERS)
 def test_what_doctor_calls_fine_runs_many_times(folder: Folder) -> None:
     check(folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+@profile(8, derandomize=True)
+@given(VOCS)
+def test_what_doctor_calls_fine_runs_in_voc_layout(voc: Voc) -> None:
+    check(voc)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.filterwarnings("ignore")
+@profile(100)
+@given(VOCS)
+def test_what_doctor_calls_fine_runs_in_voc_layout_many_times(voc: Voc) -> None:
+    check(voc)

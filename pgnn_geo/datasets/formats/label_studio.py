@@ -17,13 +17,15 @@ def _fits(file: TagFile) -> bool:
 
 
 def _read(file: TagFile) -> Tags:
+    """Read the tags that all annotators gave together; a skipped annotation says nothing."""
     pairs, photos = [], []
     for task in file.json:
         photo = _photo(task["data"])
         photos.append(photo)
-        done = [entry for entry in task["annotations"] if not entry.get("was_cancelled")]
+        # None at all are those of a task that nobody has labelled yet, as "tasks only" has it.
+        done = [e for e in task.get("annotations") or () if not e.get("was_cancelled")]
         pairs += [
-            (photo, name) for entry in done for part in entry["result"] for name in _names(part)
+            (photo, name) for e in done for part in e.get("result") or () for name in _names(part)
         ]
     return collect(pairs, photos)
 

@@ -1,6 +1,7 @@
 """The tags of a folder of photos, whatever they are written in."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from pgnn_geo.datasets.formats.base import TagFile, TagFormat, Tags
 from pgnn_geo.datasets.formats.folders import read_class_folders
 from pgnn_geo.datasets.formats.imagenet import is_list
 from pgnn_geo.datasets.formats.registry import FORMATS
+from pgnn_geo.datasets.hugging_face import is_hugging_face
 from pgnn_geo.datasets.listing import list_photos, match_rows
 from pgnn_geo.datasets.tags import clean_tags
 from pgnn_geo.errors import InputError, note
@@ -69,6 +71,8 @@ def recognise(root: Path) -> tuple[str, str]:
         if (voc / "JPEGImages").is_dir() and (voc / "ImageSets" / "Segmentation").is_dir():
             note(f"'{root}' is read as VOC layout (--data voc)")
             return "voc", "auto"
+    if root.is_file() and is_hugging_face(root):
+        raise _packed(root)
     if not root.is_dir():
         raise InputError(f"root '{root}' is not a folder")
     files = [root / "labels.csv"]
@@ -88,9 +92,18 @@ def recognise(root: Path) -> tuple[str, str]:
         classes = {photo.split("/", 1)[0] for photo in photos}
         note(f"tags are the names of {len(classes)} folders (--data folder --tags {FOLDERS})")
         return "folder", FOLDERS
+    if not photos and is_hugging_face(root):
+        raise _packed(root)
     raise InputError(
         f"'{root}' is neither VOC layout nor a folder for each class, and holds no file of tags "
         f"that is known ({_titles()}); name one by --tags"
+    )
+
+
+def _packed(root: Path) -> InputError:
+    return InputError(
+        f"'{root}' is a Hugging Face data set, whose photos are no files: write them by 'pgnn-geo "
+        f"unpack --source {shlex.quote(str(root))} --out photos', then name --root photos"
     )
 
 

@@ -125,6 +125,46 @@ def photos(tmp_path: Path, write_photo: Callable[..., None]) -> Path:
     return root
 
 
+UNLABELLED: dict[str, Any] = {
+    "no annotations": {},
+    "null": {"annotations": None},
+    "an empty list": {"annotations": []},
+    "all cancelled": {"annotations": [{"was_cancelled": True, "result": [{"value": {}}]}]},
+    "an empty result": {"annotations": [{"result": []}]},
+    "a null result": {"annotations": [{"result": None}]},
+    "only predictions": {"predictions": [{"result": [{"value": {"choices": ["cow"]}}]}]},
+    "a relation of regions": {"annotations": [{"result": [{"type": "relation", "to_id": "a"}]}]},
+}
+
+
+@pytest.mark.parametrize("how", UNLABELLED)
+def test_a_task_of_label_studio_that_nobody_has_labelled(photos: Path, how: str) -> None:
+    tasks = label_studio()
+    tasks[1] = {key: value for key, value in tasks[1].items() if key != "annotations"}
+    tasks[1] |= UNLABELLED[how]
+    path = photos.parent / "project.json"
+    path.write_text(json.dumps(tasks))
+    assert read_tags(path, photos, dict.fromkeys(NAMES)).tags == {**WANTED, NAMES[1]: ()}
+    assert TaggedFolder(photos, path).check() == ["image trip/two has no tags"]
+    only = [{"id": 1, "data": tasks[1]["data"], **UNLABELLED[how]}]
+    path.write_text(json.dumps(only))
+    with pytest.raises(InputError, match=r"project\.json': no row for photos|has no labels"):
+        TaggedFolder(photos, path)
+
+
+def test_several_annotators_of_label_studio(photos: Path) -> None:
+    """A photo has what any of them saw."""
+    tasks = label_studio()
+    tasks[1]["annotations"] = [
+        {"completed_by": k, "result": [{"value": {"choices": own}}]}
+        for k, own in enumerate((["dog"], ["dog", "cow"], []))
+    ]
+    path = photos.parent / "project.json"
+    path.write_text(json.dumps(tasks))
+    read = read_tags(path, photos, dict.fromkeys(NAMES)).tags
+    assert set(read[NAMES[1]]) == {"dog", "cow"}
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_files_of_other_tools(photos: Path, tmp_path: Path, name: str) -> None:
     file, text = FILES[name]
