@@ -82,7 +82,8 @@ def unpack(
     name, found = _choose_split(_splits(source), split, source)
     image = _choose(found.features, image, _is_image, "image", source)
     tags = _choose(found.features, tags, _is_tag, "tags", source)
-    names = _class_names(found.features[tags]) or (None if classes is None else list(classes))
+    labelled = _class_names(found.features[tags])
+    names = labelled or (None if classes is None else list(classes))
     photos: list[tuple[str, str]] = []
     values: list[Any] = []
     problems = []
@@ -105,6 +106,9 @@ def unpack(
                 f"'{source}', column {image!r}: want photos as JPEG or PNG with their bytes, got "
                 f"{first_of(problems)}"
             )
+        # Lists of class labels are numbers of classes by their type, whatever they look like.
+        if labelled is None and _is_multi_hot(values, names):
+            values = [[k for k, there in enumerate(row) if there] for row in values]
         named = _named(values, names, f"'{source}', column {tags!r}")
         _write(out / "labels.csv", _table(photos, named).encode())
     except OSError as error:
@@ -248,14 +252,13 @@ def _parts(photo: Any) -> tuple[bytes | None, str]:
 def _named(values: Sequence[Any], names: list[str] | None, where: str) -> list[tuple[str, ...]]:
     """The tags of each row by their names; -1 and null are no tag, as the library has them."""
     rows = [value if isinstance(value, list) else [value] for value in values]
-    lists = all(isinstance(value, list) for value in values)
-    if lists and _is_multi_hot(rows, names):
-        rows = [[k for k, there in enumerate(row) if there] for row in rows]
     return [_names_of(row, names, f"{where}, row {number}") for number, row in enumerate(rows)]
 
 
-def _is_multi_hot(rows: Sequence[list[Any]], names: list[str] | None) -> bool:
+def _is_multi_hot(rows: Sequence[Any], names: list[str] | None) -> bool:
     """Whether each row is a 0 or 1 for each class: as numbers of classes that says nothing."""
+    if not all(isinstance(row, list) for row in rows):
+        return False
     if any(isinstance(each, bool) for row in rows for each in row):
         return True
     size = None if names is None else len(names)

@@ -91,6 +91,13 @@ def test_one_class_a_photo_with_unlabelled_ones(tmp_path: Path) -> None:
     assert rows[3:] == ["000002.jpg,[],2.jpg", "000003.jpg,[],3.jpg"]
 
 
+def test_lists_of_class_labels_are_numbers_of_classes(tmp_path: Path) -> None:
+    both = [[0, 1], [1, 0], [0, 1], [1, 0]]  # which look like a 0 or 1 for each of two classes
+    dataset(both, lists(hf.ClassLabel(names=["cat", "dog"]))).save_to_disk(tmp_path / "a")
+    unpack(tmp_path / "a", tmp_path / "photos")
+    assert names_in(tmp_path / "photos") == [{"cat", "dog"}] * 4
+
+
 def test_parquet_without_the_library_and_in_parts(tmp_path: Path) -> None:
     """As pandas or the Hub write it: a struct of bytes and path, several files."""
     for part in range(2):
