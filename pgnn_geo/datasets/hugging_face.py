@@ -106,8 +106,10 @@ def unpack(
                 f"'{source}', column {image!r}: want photos as JPEG or PNG with their bytes, got "
                 f"{first_of(problems)}"
             )
-        # Lists of class labels are numbers of classes by their type, whatever they look like.
-        if labelled is None and _is_multi_hot(values, names):
+        # Lists of class labels are numbers of classes by their type, unless a class came twice.
+        if _is_multi_hot(values, names) and (
+            labelled is None or any(len(set(row)) < len(row) for row in values)
+        ):
             values = [[k for k, there in enumerate(row) if there] for row in values]
         named = _named(values, names, f"'{source}', column {tags!r}")
         _write(out / "labels.csv", _table(photos, named).encode())
