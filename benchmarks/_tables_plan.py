@@ -19,9 +19,9 @@ from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.nn.backbones import build_backbone
 
 #: Passes through the backbone that a photo costs, as measured with VGG-16 in float32 on one core:
-#: 1,009 s of the 437 photos of six classes for a frozen recipe on two cores, 16 and 24 minutes of
-#: one for a trained CAM and P-GNN, where one pass takes half a second.
-PASSES = {"frozen": 3.0, "cam": 5.0, "pgnn": 7.0, "epoch of stage 2": 0.4, "stage 2": 1.0}
+#: 577 s of the 437 photos of six classes for a frozen recipe, 16 and 24 minutes for a trained CAM
+#: and P-GNN, where one pass takes half a second.
+PASSES = {"frozen": 2.6, "cam": 5.0, "pgnn": 7.0, "epoch of stage 2": 0.4, "stage 2": 1.0}
 
 
 @dataclass(frozen=True)

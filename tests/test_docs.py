@@ -15,7 +15,12 @@ from PIL import Image
 
 from pgnn_geo.app import cli
 from pgnn_geo.datasets import VOC_CLASSES
+from pgnn_geo.datasets.config import DATASETS
+from pgnn_geo.io.exports.registry import EXPORTS
 from pgnn_geo.io.masks import save_mask
+from pgnn_geo.labels.refine import REFINEMENTS
+from pgnn_geo.nn.backbones.entries import BACKBONES
+from pgnn_geo.nn.kernels import KERNELS
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -57,6 +62,8 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_python_blocks_run(page: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Graph breaks show with this backend as well, and nothing waits for a compiler.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    for registry in (BACKBONES, DATASETS, EXPORTS, KERNELS, REFINEMENTS):  # as they are after it
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     torch.manual_seed(0)
     scope: dict[str, Any] = {"__name__": "__main__"}
     for number, block in enumerate(blocks(page, "python"), start=1):
