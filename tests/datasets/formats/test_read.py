@@ -237,7 +237,7 @@ def test_auto_on_the_command_line(photos: Path, capsys: pytest.CaptureFixture[st
             json.dumps(coco()).replace('"id": 8, "file', '"id": 9, "file'),
             "image id 9 is that of one.jpg and of trip/two.png",
         ),
-        ("a.json", '[{"data": {"image": "x"}}]', "read as Label Studio JSON: KeyError"),
+        ("a.json", '[{"data": {"image": "x"}, "annotations": [3]}]', "Label Studio JSON: Attrib"),
         (
             "a.json",
             '[{"image": "one.jpg", "what": "cat", "by": "me", "annotation_id": 1}]',
