@@ -1,7 +1,7 @@
 """Label Studio's predictions with brush masks."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,20 @@ _SIZES = (4, 8, 12, 16)  # bits of the lengths of runs
 
 
 def _write(folder: Path, photos: Iterable[Labelled], classes: Sequence[str]) -> None:
-    tasks: list[dict[str, Any]] = []
+    with (folder / "tasks.json").open("w", encoding="utf-8") as handle:
+        handle.write("[")  # one task at a time: a brush is a number for each of its bytes
+        for number, task in enumerate(_tasks(photos, classes)):
+            handle.write((", " if number else "") + json.dumps(task))
+        handle.write("]")
+    labels = "".join(f'    <Label value="{_escaped(name)}"/>\n' for name in classes)
+    (folder / "labeling_config.xml").write_text(
+        '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'
+        f'  <BrushLabels name="label" toName="image">\n{labels}  </BrushLabels>\n</View>\n',
+        encoding="utf-8",
+    )
+
+
+def _tasks(photos: Iterable[Labelled], classes: Sequence[str]) -> Iterator[dict[str, Any]]:
     for photo in photos:
         height, width = photo.mask.shape
         result = [
@@ -35,14 +48,7 @@ def _write(folder: Path, photos: Iterable[Labelled], classes: Sequence[str]) -> 
             for label in labels_in(photo.mask, len(classes))
         ]
         predictions = [{"model_version": "pgnn_geo", "result": result}]
-        tasks.append({"data": {"image": photo.file_name}, "predictions": predictions})
-    (folder / "tasks.json").write_text(json.dumps(tasks), encoding="utf-8")
-    labels = "".join(f'    <Label value="{_escaped(name)}"/>\n' for name in classes)
-    (folder / "labeling_config.xml").write_text(
-        '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'
-        f'  <BrushLabels name="label" toName="image">\n{labels}  </BrushLabels>\n</View>\n',
-        encoding="utf-8",
-    )
+        yield {"data": {"image": photo.file_name}, "predictions": predictions}
 
 
 def encode_brush(region: NDArray[np.bool_]) -> list[int]:
@@ -63,17 +69,21 @@ def encode_brush(region: NDArray[np.bool_]) -> list[int]:
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     starts = np.concatenate([[0], edges])
     lengths = 4 * np.diff(np.concatenate([starts, [flat.size]]))  # a pixel has four bytes
-    bits = [f"{4 * flat.size:032b}", f"{7:05b}", *(f"{size - 1:04b}" for size in _SIZES)]
-    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
-        value = "11111111" if flat[start] else "00000000"
-        while length:
-            part = min(length, 2 ** _SIZES[-1])
-            which = next(k for k, size in enumerate(_SIZES) if part <= 2**size)
-            bits.append(f"1{which:02b}{part - 1:0{_SIZES[which]}b}{value}")
-            length -= part
-    text = "".join(bits)
-    text += "0" * (-len(text) % 8)
-    return list(int(text, 2).to_bytes(len(text) // 8))
+    longest = 2 ** max(_SIZES)
+    pieces = -(-lengths // longest)  # of a run that no length can say
+    run = np.repeat(np.arange(lengths.size), pieces)
+    number = np.arange(run.size) - (np.cumsum(pieces) - pieces)[run]
+    part = np.minimum(lengths[run] - number * longest, longest)
+    which = np.searchsorted(2 ** np.array(_SIZES), part)  # the first size that is enough
+    size = np.array(_SIZES)[which]
+    code = ((4 + which) << size | part - 1) << 8 | np.where(flat[starts[run]], 255, 0)
+    head = [(4 * flat.size, 32), (7, 5), *((size - 1, 4) for size in _SIZES)]
+    codes = np.concatenate([[value for value, _ in head], code])
+    bits = np.concatenate([[width for _, width in head], size + 11])
+    # The last bits of each row of 32 are the code.
+    rows = np.unpackbits(codes.astype(">u4").view(np.uint8).reshape(-1, 4), axis=1)
+    packed: list[int] = np.packbits(rows[np.arange(32) >= 32 - bits[:, None]]).tolist()
+    return packed
 
 
 def _escaped(name: str) -> str:

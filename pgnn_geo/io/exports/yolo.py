@@ -27,19 +27,20 @@ def _write(folder: Path, photos: Iterable[Labelled], classes: Sequence[str]) -> 
         except OSError:  # another disk, or a file system without links
             shutil.copyfile(photo.photo, image)
         height, width = photo.mask.shape
+        # Readers that cut off what is behind the point, and those that round, both get the pixel:
+        # Ultralytics and supervision.
+        columns = [f" {(x + 0.25) / width:.6f}" for x in range(width)]
+        rows = [f" {(y + 0.25) / height:.6f}" for y in range(height)]
         lines = []
         for label in labels_in(photo.mask, len(classes)):
             for points in polygons(photo.mask == label):
-                # Readers that cut off what is behind the point, and those that round, both get the
-                # pixel: Ultralytics and supervision.
-                shown = (points + 0.25) / (width, height)
-                numbers = " ".join(map("{:.6f}".format, shown.ravel().tolist()))
-                lines.append(f"{label - 1} {numbers}\n")
+                numbers = "".join([columns[x] + rows[y] for x, y in points.tolist()])
+                lines.append(f"{label - 1}{numbers}\n")
         text.write_text("".join(lines), encoding="utf-8")
-    rows = "".join(f"  {k}: {json.dumps(name)}\n" for k, name in enumerate(classes))
+    names = "".join(f"  {k}: {json.dumps(name)}\n" for k, name in enumerate(classes))
     # Without a path, Ultralytics takes the folder of this file.
     (folder / "data.yaml").write_text(
-        f"train: images/train\nval: images/train\nnames:\n{rows}", encoding="utf-8"
+        f"train: images/train\nval: images/train\nnames:\n{names}", encoding="utf-8"
     )
 
 
@@ -102,9 +103,9 @@ def _joined(
 
 def _corners(points: NDArray[np.int64]) -> NDArray[np.int64]:
     """A ring without the pixels at which it goes straight on; at least three points."""
-    step = np.roll(points, -1, axis=0) - points
-    straight = (step == np.roll(step, 1, axis=0)).all(axis=1)
-    kept = points[~straight]
+    ring = np.concatenate([points[-1:], points, points[:1]])
+    step = ring[1:] - ring[:-1]
+    kept = points[(step[1:] != step[:-1]).any(axis=1)]
     return kept if len(kept) >= 3 else np.concatenate([points[:1]] * (3 - len(kept)) + [kept])
 
 
