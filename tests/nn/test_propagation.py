@@ -264,7 +264,9 @@ def test_input_errors():
     scores, features = torch.rand(3, 2), torch.rand(3, 4)
     batch = torch.zeros(3, dtype=torch.long)
     prop = CongenericPropagation()
-    with pytest.raises(InputError, match="unknown kernel 'dot': want one of cosine, linear"):
+    with pytest.raises(
+        InputError, match="unknown kernel 'dot': want one of cosine, softmax, linear"
+    ):
         CongenericPropagation("dot")
     with pytest.raises(InputError, match="exactly one"):
         prop(scores, features)
