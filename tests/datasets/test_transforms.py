@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torchvision import tv_tensors
@@ -50,13 +50,17 @@ def assert_aligned(old: dict[str, Any], new: dict[str, Any]) -> None:
     expected = torch.where(inside, torch.Tensor(old["mask"])[rows, columns].long(), 255)
     assert torch.equal(new["mask"][clear].long(), expected[clear])
     # Away from borders, a resized ramp is the ramp: the image's colours are the coordinates.
-    ratio = (new["crop"][2] - new["crop"][0]) / new["image"].shape[-1]
-    margin = 2 * max(1.0, float(ratio)) + 1
+    ratio = float((new["crop"][2] - new["crop"][0]) / new["image"].shape[-1])
+    margin = 2 * max(1.0, ratio) + 1
     deep = (x > margin) & (x < width - margin) & (y > margin) & (y < height - margin)
     image = new["image"] * 255
+    # At the border of the crop the filter is cut off, which moves its mean by 0.132 of its radius.
+    x1, y1, x2, y2 = new["crop"]
+    cut = (x - x1 < ratio) | (x2 - x < ratio) | (y - y1 < ratio) | (y2 - y < ratio)
+    limit = torch.where(cut, max(1.6, 1 + 0.27 * ratio), 1.6)  # uint8 rounding of steps of two
     for channel, place in ((0, x), (1, y)):
-        error = (image[channel] - 2 * (place - 0.5))[deep].abs()
-        assert not error.numel() or error.max() < 1.6  # uint8 rounding of steps of two
+        error = (image[channel] - 2 * (place - 0.5)).abs()
+        assert (error < limit)[deep].all()
     outside = (x < -margin) | (x > width + margin) | (y < -margin) | (y > height + margin)
     padding = torch.tensor(MEAN_RGB)[:, None]
     assert ((new["image"][:, outside] - padding).abs() < 0.01).all()
@@ -77,6 +81,7 @@ def assert_contract(new: dict[str, Any], size: tuple[int, int]) -> None:
     st.sampled_from([(1.0, 1.7), (0.4, 0.8), (2.0, 3.0)]),
     st.integers(0, 99),
 )
+@example((28, 77), 9, (1.0, 1.7), 0)  # a crop that is much smaller than the photo
 def test_train_transform_is_aligned(
     size: tuple[int, int], side: int, scale: tuple[float, float], seed: int
 ) -> None:
