@@ -121,11 +121,6 @@ class ErrorBreakdown:
         self.boundary.merge(other.boundary)
         self.inside.merge(other.inside)
 
-    def all_reduce(self) -> None:
-        """Sum the counts over all ranks; a no-op outside of :obj:`torch.distributed`."""
-        self.boundary.all_reduce()
-        self.inside.all_reduce()
-
     def compute(self) -> ErrorShares:
         """What each kind costs in everything added so far."""
         band, inside = (m.counts[:, :-1] for m in (self.boundary, self.inside))

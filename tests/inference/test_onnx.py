@@ -163,6 +163,9 @@ def test_int8_convolutions_give_nearly_the_same_masks(
     )
     for node in convolutions:
         assert {made_by[name] for name in node.input[:2]} == {"DequantizeLinear"}
+    # All else computes in float32: what it reads was no more than rounded by a convolution.
+    rounded = {n.op_type for n in graph.node if "DequantizeLinear" in map(made_by.get, n.input)}
+    assert rounded <= {"Conv", "Relu"}
 
     loaded = Segmenter.from_pretrained(tmp_path / "int8.onnx")
     assert loaded.classes == segmenter.classes and loaded.side == segmenter.side

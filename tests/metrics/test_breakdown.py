@@ -138,7 +138,6 @@ def test_counts_what_the_confusion_matrix_counts_and_merges():
         whole.update(guess, torch.from_numpy(truth))
         (left, right)[number % 2].update(torch.from_numpy(guess).long(), truth)
     left.merge(right)
-    left.all_reduce()
     assert torch.equal(whole.boundary.counts + whole.inside.counts, matrix.counts)
     assert left.compute() == whole.compute()
     assert repr(left) == "ErrorBreakdown(3, width=0.03125, images=4)"
