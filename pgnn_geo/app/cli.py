@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
 
 try:
     from pgnn_geo.app import pipeline, stage2
-    from pgnn_geo.app.cli_export import export, export_dataset, export_photos, unpack
+    from pgnn_geo.app.cli_export import export, export_dataset, export_photos, unpack, unpacked
     from pgnn_geo.app.cli_measure import doctor, evaluate, exit_with, report
     from pgnn_geo.app.cli_parser import run_command
     from pgnn_geo.app.config import (
@@ -161,8 +161,9 @@ def run(
         training = recipe_with(segment, segment_train)
         learnt = mutual, mutual_start, mutual_confidence, uncertain
         stage2_config = Stage2Config(eval_split, segment_network, training, *learnt)
+    ranks = join()
     config = RunConfig(
-        data=DataConfig(root=root, **source),
+        data=unpacked(root, Path(out), ranks, **source),
         flow=flow,
         model=model,
         baseline=baseline,
@@ -176,7 +177,6 @@ def run(
         segment=stage2_config,
         patches=boxes if patches == "boxes" else patches,
     )
-    ranks = join()
     pipeline.run(config, Path(out), None if cache is None else Path(cache), ranks)
     if ranks.is_first:
         export_dataset(exports, Path(out), config.data.build(), Path(out) / config.model / "labels")
