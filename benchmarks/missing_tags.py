@@ -3,11 +3,11 @@
     python benchmarks/missing_tags.py --root VOCdevkit/VOC2012 --split train_aug --without train \
         --classes cat,cow,dog,horse,person,sheep --absence 0.7 --out runs/missing
 
-Of all tags `--share` is dropped at random, but never a photo's last one, once for each of `--seeds`.
-On the same tags evidence is fitted as the recipe says and with `evidence.absence`, and the labels,
-not refined, are scored on every third pixel of the photos; the difference is that of pairs. Seed
--1 drops nothing: what the option costs when tags are complete. `--also` names a split whose photos
-join the fit and are not measured. So that a trial is cheap, features are averaged to 16 by 16
+Of all tags `--share` is dropped at random, but never a photo's last one, once for each of
+`--seeds`. On the same tags evidence is fitted as the recipe says and with `evidence.absence`, and
+the labels, not refined, are scored on every third pixel of the photos; the difference is that of
+pairs. Seed -1 drops nothing: what the option costs when tags are complete. `--also` names a split
+whose photos join the fit and are not measured. So that a trial is cheap, features are averaged to 16 by 16
 positions, in `--directions` principal directions, and `--set` makes the fit shorter, for both.
 
 What is done is kept in OUT/missing.json; OUT/missing.md holds the table.

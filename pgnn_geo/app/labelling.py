@@ -90,10 +90,10 @@ def label(
 
     :obj:`out/maps.npy` are the attention maps, see :func:`~pgnn_geo.io.masks.save_maps`,
     :obj:`out/added_tags.csv` has the tags that they are of besides those of the photos, where
-    absence is not believed (:mod:`pgnn_geo.labels.absence`), :obj:`out/review.csv` says which labels to look at first, see
-    :func:`~pgnn_geo.labels.review.label_confidence`, :obj:`out/explained.json` has the edges of a
-    sample of photos for the report, and :obj:`out/labels.json`, written last, says what they were
-    made from.
+    absence is not believed (:mod:`pgnn_geo.labels.absence`), :obj:`out/review.csv` says which
+    labels to look at first, see :func:`~pgnn_geo.labels.review.label_confidence`,
+    :obj:`out/explained.json` has the edges of a sample of photos for the report, and
+    :obj:`out/labels.json`, written last, says what they were made from.
 
     Args:
         checkpoint (Path): The file of a trained model, or the folder of a model of evidence.

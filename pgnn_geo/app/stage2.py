@@ -9,10 +9,10 @@ from typing import Any
 from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 
+from pgnn_geo.app.added_tags import with_added_tags
 from pgnn_geo.app.certain import certain_photos, ignored_share, maps_beside
 from pgnn_geo.app.config import SegmentConfig
 from pgnn_geo.app.evaluation import evaluate
-from pgnn_geo.app.added_tags import with_added_tags
 from pgnn_geo.app.labelling import MAPS
 from pgnn_geo.app.true_masks import choose_photos, with_true_masks
 from pgnn_geo.datasets import TaggedDataset

@@ -199,10 +199,12 @@ def test_a_run_unpacks_it_once_into_its_folder(
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
     main(command)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
-    with pytest.raises(SystemExit, match=r"photos of another data set \(split: 'train' there"):
+    with pytest.raises(SystemExit):
         main([*command, "--split", "test"])
-    with pytest.raises(SystemExit, match="split 'val': .* has train, test"):
+    assert "photos of another data set (split: 'train' there" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         main([*command, "--split", "val", "--out", str(tmp_path / "b")])
+    assert "has train, test" in capsys.readouterr().err
     assert not (tmp_path / "b").exists()
 
 

@@ -250,6 +250,10 @@ def test_wrong_input_is_named():
     for window, words in ((0, "want 1 or more"), (4, "want an odd number")):
         with pytest.raises(InputError, match=f"evidence_window={window}: {words}"):
             EvidenceConfig(evidence_window=window)
+    with pytest.raises(InputError, match=r"absence=1\.0: want more than 0 and less than 1"):
+        EvidenceConfig(absence=1.0)
+    with pytest.raises(InputError, match="judged by the classifier: want classifier_rounds of 1"):
+        EvidenceConfig(absence=0.7, classifier_rounds=0)
     with pytest.raises(InputError, match="whitening=0: want more than 0"):
         EvidenceConfig(whitening=0)
     model = fit_evidence(x, tags, replace(CONFIG, classifier_rounds=0))
