@@ -7,8 +7,9 @@ Of all tags `--share` is dropped at random, but never a photo's last one, once f
 `--seeds`. On the same tags evidence is fitted as the recipe says and with `evidence.absence`, and
 the labels, not refined, are scored on every third pixel of the photos; the difference is that of
 pairs. Seed -1 drops nothing: what the option costs when tags are complete. `--also` names a split
-whose photos join the fit and are not measured. So that a trial is cheap, features are averaged to 16 by 16
-positions, in `--directions` principal directions, and `--set` makes the fit shorter, for both.
+whose photos join the fit and are not measured. So that a trial is cheap, features are averaged to
+16 by 16 positions, in `--directions` principal directions, and `--set` makes the fit shorter, for
+both.
 
 What is done is kept in OUT/missing.json; OUT/missing.md holds the table.
 """
