@@ -24,8 +24,8 @@ from _common import machine
 from torch import Tensor
 
 from pgnn_geo.app.config import LabelConfig
-from pgnn_geo.app.config_changes import label_defaults
 from pgnn_geo.app.evaluation import evaluate
+from pgnn_geo.app.label_defaults import label_defaults
 from pgnn_geo.app.pipeline import label_images
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig

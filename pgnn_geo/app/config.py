@@ -181,18 +181,22 @@ class Stage2Config:
     """How stage 2 is done, whatever it learns from.
 
     Args:
-        eval_split (str, optional): Split to measure on; for a folder data set the photos themselves
-            are measured if there are masks.
-        network (SegmentationNetworkConfig): The network.
+        eval_split (str, optional): Split to measure stage 2 on, if it has masks; null for none. Of
+            a folder data set the photos themselves are measured.
+        network (SegmentationNetworkConfig): Its network, DeepLab-v2, or with an architecture one of
+            torchvision's.
         train (SegmentationTrainingConfig): Hyper-parameters.
-        mutual (str): :obj:`"off"`, or the rule of
+        mutual (str): Rewriting of the labels after each epoch: "off", "literal", or "tags" to let
+            in only classes that a photo is tagged with, see
             :class:`~pgnn_geo.training.mutual.MutualComplement`.
         mutual_start (int): First epoch after which labels are rewritten.
-        mutual_confidence (float, optional): Probability that a prediction needs to rewrite.
+        mutual_confidence (float, optional): Probability from which on a prediction rewrites a
+            label.
         uncertain (float, optional): Share of the background score above which background of the
-            pseudo-labels is not learnt, see :func:`~pgnn_geo.labels.certainty.certain_labels`;
-            :obj:`None` to learn all of it.
-        true_masks (float): Share of the photos that are learnt from their true masks.
+            labels is not learnt, by the maps that "run" and "label" leave beside them, see
+            :func:`~pgnn_geo.labels.certainty.certain_labels`; null to learn all of it.
+        true_masks (float): Share of the photos that are learnt from their true masks in place of
+            labels.
 
     Raises:
         InputError: If a share is out of range, or true masks would be rewritten.
@@ -266,16 +270,17 @@ class RunConfig:
 
     Args:
         data (DataConfig): The photos and tags.
-        flow (str): :obj:`"frozen"` or :obj:`"trained"`.
-        model (str): What is made: :obj:`"pgnn"`, or :obj:`"cam"`, the baseline alone.
+        flow (str): "frozen": fit evidence to a pretrained backbone's features; "trained": train a
+            net.
+        model (str): "pgnn", or "cam" for the baseline alone.
         baseline (bool): Make and measure the baseline as well.
         network (ModelConfig): The network; of the frozen flow, its backbone.
-        features (FrozenFeatureConfig): Of the frozen flow: how the backbone sees photos.
-        evidence (EvidenceConfig): Of the frozen flow: how evidence is fitted and passed on.
-        train (AttentionTrainingConfig): Of the trained flow.
-        maps (MapConfig): Of the trained flow: how attention maps are inferred.
-        labels (LabelConfig): How label images are made from them.
-        cam_labels (LabelConfig): The same for the baseline.
+        features (FrozenFeatureConfig): How the frozen backbone sees photos.
+        evidence (EvidenceConfig): How evidence is fitted to its features and passed on.
+        train (AttentionTrainingConfig): Hyper-parameters of training, in the trained flow.
+        maps (MapConfig): How attention maps are inferred by a trained network.
+        labels (LabelConfig): How label images are made from the P-GNN's maps.
+        cam_labels (LabelConfig): How they are made from the baseline's.
         segment (Stage2Config, optional): Stage 2.
         patches (str or BoxConfig): Of the trained flow: what the nodes of the network's graph are.
 

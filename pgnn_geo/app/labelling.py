@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,18 +15,13 @@ import torch
 from torch import Tensor
 
 from pgnn_geo.app.config import LabelConfig
-from pgnn_geo.app.config_changes import (
-    LabelConfigChanges,
-    MapConfigChanges,
-    label_config_of,
-    label_defaults,
-)
 from pgnn_geo.app.explained import (
     choose_sample,
     explain_attention,
     explain_propagation,
     write_explained,
 )
+from pgnn_geo.app.label_defaults import label_config_of, label_defaults
 from pgnn_geo.boxes.patches import read_boxes
 from pgnn_geo.boxes.photo_boxes import PhotoBoxes
 from pgnn_geo.datasets import TaggedDataset
@@ -76,8 +71,8 @@ def label(
     checkpoint: Path,
     dataset: TaggedDataset,
     out: Path,
-    maps: MapConfigChanges | None = None,
-    labels: LabelConfigChanges | None = None,
+    maps: Mapping[str, Any] | None = None,
+    labels: Mapping[str, Any] | None = None,
     cache: Path | None = None,
     boxes: Path | None = None,
     step: StepName | None = None,
@@ -95,9 +90,11 @@ def label(
         checkpoint (Path): The file of a trained model, or the folder of a model of evidence.
         dataset (TaggedDataset): Photos with tags.
         out (Path): The folder; made if it is missing.
-        maps (MapConfig, optional): How a trained model's attention maps are inferred; what is not
-            given, or :obj:`None`, is as the model was saved with.
-        labels (LabelConfig, optional): How label images are made from them, in the same way.
+        maps (mapping, optional): How a trained model's attention maps are inferred: values that
+            take the place of those of the :class:`~pgnn_geo.labels.maps.MapConfig` that the model
+            was saved with.
+        labels (mapping, optional): How label images are made from them: in the same way, of the
+            :class:`~pgnn_geo.app.config.LabelConfig`.
         cache (Path, optional): Where features of the photos, or outputs of frozen stages, are kept
             for reuse.
         boxes (Path, optional): COCO results with the photos' boxes, for a model whose patches they
@@ -217,14 +214,14 @@ def _reviewed(
 def _evidence(
     checkpoint: Path,
     dataset: TaggedDataset,
-    maps: MapConfigChanges | None,
-    labels: LabelConfigChanges | None,
+    maps: Mapping[str, Any] | None,
+    labels: Mapping[str, Any] | None,
     cache: Path,
     boxes: Path | None,
     step: StepName | None,
     ranks: Ranks,
 ) -> _Source:
-    if boxes is not None or maps not in (None, MapConfigChanges()):
+    if boxes is not None or maps:
         raise InputError(
             f"{checkpoint} is a model of evidence, whose maps are made one way: leave out --boxes "
             "and --maps."
@@ -269,8 +266,8 @@ def _explained(
 def _network(
     checkpoint: Path,
     dataset: TaggedDataset,
-    maps: MapConfigChanges | None,
-    labels: LabelConfigChanges | None,
+    maps: Mapping[str, Any] | None,
+    labels: Mapping[str, Any] | None,
     cache: Path | None,
     scratch: Path,
     boxes: Path | None,

@@ -100,11 +100,13 @@ class DetectConfig:
     Args:
         data (DataConfig): The photos to train on and to detect in.
         network (DetectorNetworkConfig): The network.
-        proposals (ProposalConfig): How boxes are proposed.
-        train (DetectorTrainingConfig): Hyper-parameters.
+        proposals (ProposalConfig): How boxes are proposed, by selective search.
+        train (DetectorTrainingConfig): Hyper-parameters of training.
         boxes (DetectionConfig): How boxes are inferred.
-        adjuster (str, optional): File of a box adjuster, as :func:`learn_adjuster` writes it.
-        eval_split (str, optional): Split of VOC or Shapes to detect in as well, without the tags.
+        adjuster (str, optional): An adjuster.pt that "adjuster" wrote, which moves the boxes; what
+            is made with it is not made from tags alone.
+        eval_split (str, optional): Split of VOC or Shapes to detect in as well, without using its
+            tags; null for none.
     """
 
     data: DataConfig
@@ -188,11 +190,11 @@ class AdjusterConfig:
     """Everything that decides the outcome of :func:`learn_adjuster`.
 
     Args:
-        annotations (str): COCO file of annotations, see
+        annotations (str): COCO file of annotations; the classes in it do not matter, see
             :class:`~pgnn_geo.boxes.AuxiliaryBoxes`.
         images (str): Folder of its photos.
         network (AdjusterNetworkConfig): The network.
-        train (AdjusterTrainingConfig): Hyper-parameters.
+        train (AdjusterTrainingConfig): Hyper-parameters of training.
     """
 
     annotations: str
