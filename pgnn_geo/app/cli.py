@@ -151,7 +151,7 @@ def train(
     out: str = "runs/train",
     patches: Literal["none", "grid"] = "none",
 ) -> None:
-    """Train one attention model on image tags and write it to OUT/model.pt. Resumes.
+    """Train one attention model on image tags and write it to OUT/model. Resumes.
 
     Args:
         root: Folder of the data set.
@@ -185,14 +185,14 @@ def label(
     """Write pseudo-labels OUT/ID.png (VOC palette, the photo's own size) of tagged photos.
 
     Args:
-        checkpoint: What "run" or "train" wrote: a folder pgnn/model, or a file model.pt.
+        checkpoint: What "run" or "train" wrote: a folder such as pgnn/model.
         root: Folder of the data set.
         photos: Which photos, tags and classes.
         maps: Values that take the place of those of the run of a trained network.
         labels: Values that take the place of those of the model's run.
         out: Folder of the label images.
-        step: Of a folder: the step whose maps are taken: "evidence", "prototypes" or "classifier";
-            null is the last.
+        step: Of a model of the frozen flow: the step whose maps are taken: "evidence", "prototypes"
+            or "classifier"; null is the last.
         boxes: COCO results with the photos' boxes, for a P-GNN whose patches they are.
         cache: Folder where features are kept for other runs; without it they are not kept.
         export: Formats such as "coco,yolo" in which they are also written into OUT/exports.

@@ -1,7 +1,6 @@
 """Label images of tagged photos, made by a model that knows how it makes them."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -39,8 +38,8 @@ from pgnn_geo.io.files import (
 )
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_maps, save_mask
+from pgnn_geo.io.model_folder import model_digest, model_kind, sha256_of
 from pgnn_geo.io.run_folder import progress, timed
-from pgnn_geo.io.tensor_folder import CONFIG
 from pgnn_geo.labels.evidence_config import StepName
 from pgnn_geo.labels.frozen import EvidenceModel
 from pgnn_geo.labels.labeller import Labeller
@@ -87,7 +86,7 @@ def label(
     made from.
 
     Args:
-        checkpoint (Path): The file of a trained model, or the folder of a model of evidence.
+        checkpoint (Path): The folder of a model, of a trained network or of evidence.
         dataset (TaggedDataset): Photos with tags.
         out (Path): The folder; made if it is missing.
         maps (mapping, optional): How a trained model's attention maps are inferred: values that
@@ -110,7 +109,7 @@ def label(
             written, or if the refinement cannot be had.
     """
     own = out / ".features"  # kept until the labels are there: what was cut off goes on with them
-    if checkpoint.is_dir():
+    if model_kind(checkpoint) == "evidence model":
         source = _evidence(checkpoint, dataset, maps, labels, cache or own, boxes, step, ranks)
     elif ranks.size > 1:
         raise InputError(
@@ -244,7 +243,7 @@ def _evidence(
         labeller.classes,
         labeller.ledger,
         label_config_of(labeller.labels.get(step), step == "evidence", labels),
-        {"model": _digest(checkpoint / CONFIG), "step": step},
+        {"model": model_digest(checkpoint), "step": step},
         make,
     )
 
@@ -277,12 +276,12 @@ def _network(
         raise InputError(f"{checkpoint} is a trained network, which has no steps; leave out --step")
     model, classes, ledger, labelling = load_attention_model(checkpoint)
     map_config, label_config = label_defaults(model, labelling, maps, labels)
-    record = {"model": _digest(checkpoint), "maps": asdict(map_config)}
+    record = {"model": model_digest(checkpoint), "maps": asdict(map_config)}
     patches = _patches(model, checkpoint, boxes, dataset) if classes == dataset.classes else None
     if patches is not None:
         ledger = ledger.merged(patches.ledger)
     if boxes is not None:
-        record["boxes"] = _digest(boxes)
+        record["boxes"] = sha256_of(boxes)
 
     def make() -> tuple[list[Tensor], list[dict[str, Any]]]:
         model.to(default_device())
@@ -303,10 +302,6 @@ def _network(
         return maps, explained
 
     return _Source(classes, ledger, label_config, record, make)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _patches(

@@ -40,8 +40,8 @@ def run(
     """Do the whole job in folder :obj:`out`; steps that are done are not done again.
 
     Leaves :obj:`MODEL/labels/ID.png`, MODEL being :obj:`pgnn` or :obj:`cam`, and the model that
-    made them: the folder :obj:`pgnn/model` of the frozen flow, :obj:`MODEL/model.pt` of the trained
-    one. Also :obj:`overlays/*.png`, :obj:`metrics.json`, :obj:`cost.json` (what each stage cost),
+    made them, the folder :obj:`MODEL/model`; that of the frozen flow is :obj:`pgnn/model`. Also
+    :obj:`overlays/*.png`, :obj:`metrics.json`, :obj:`cost.json` (what each stage cost),
     :obj:`report.html`, which shows all of it, and in :obj:`segmentation` what
     :func:`~pgnn_geo.app.stage2.segment` leaves. If the patches are boxes, also :obj:`boxes.json`,
     see :func:`~pgnn_geo.boxes.patches.make_boxes`.
@@ -183,12 +183,12 @@ def _trained(
         wanted.insert(0, "cam")  # its maps are where the boxes are cut out
     for name in wanted:
         if name == "pgnn" and config.boxes is not None:
-            cam = out / "cam" / "model.pt"
+            cam = model_path(out / "cam")
             boxes = make_boxes(config, dataset, out / "boxes.json", cam, cache)
         train(config, name, out / name, dataset, cache, boxes)
     for name in config.names:
         used = None if boxes is None or name == "cam" else out / "boxes.json"
-        model = out / name / "model.pt"
+        model = model_path(out / name)
         label(model, dataset, out / name / "labels", cache=cache, boxes=used)
     return boxes
 
@@ -201,7 +201,7 @@ def train(
     stems: Path,
     boxes: PhotoBoxes | None = None,
 ) -> Path:
-    """Train one model into :obj:`out/model.pt`, unless it is there; return that path.
+    """Train one model into folder :obj:`out/model`, unless it is there; return that path.
 
     Args:
         config (RunConfig): How.
@@ -211,8 +211,8 @@ def train(
         stems (Path): Where outputs of frozen stages are kept for reuse.
         boxes (PhotoBoxes, optional): The P-GNN's patches, if :obj:`config` has them for boxes.
     """
-    path = out / "model.pt"
-    if path.is_file():
+    path = model_path(out)
+    if path.exists():
         return path
     with timed(f"train {name}"):
         seed_everything(config.train.seed, workers=True, verbose=False)
@@ -223,6 +223,12 @@ def train(
         ledger = _ledger(config, dataset, boxes)
         save_attention_model(path, model, dataset.classes, ledger, labelling)
     return path
+
+
+def model_path(out: Path) -> Path:
+    """Return where the model of a training is: a folder, or the file of a version up to 0.2.0."""
+    old = out / "model.pt"
+    return old if old.is_file() else out / "model"
 
 
 def summarize(

@@ -33,7 +33,7 @@ def detect(
 def adjuster(
     settings: Annotated[dict[str, Any], Fields(AdjusterConfig)], out: str = "runs/adjuster"
 ) -> None:
-    """Train a box adjuster on drawn boxes of other photos, into OUT/adjuster.pt. Resumes.
+    """Train a box adjuster on drawn boxes of other photos, into OUT/model. Resumes.
 
     Args:
         settings: On what and how, see :class:`~pgnn_geo.boxes.detection.AdjusterConfig`.

@@ -22,6 +22,7 @@ from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.checkpoint import load_attention_model
 from pgnn_geo.io.files import first_difference
+from pgnn_geo.io.model_folder import model_digest
 from pgnn_geo.io.run_folder import console, progress, timed
 from pgnn_geo.labels.maps import attention_maps
 from pgnn_geo.nn.backbones import BackboneName
@@ -95,7 +96,7 @@ def make_boxes(
     make: Callable[[], BoxSource]
     if config.boxes.source == "attention":
         maps, cut = config.train.completion_maps, AttentionBoxConfig()
-        made_from |= {"cam": _digest(cam), "maps": asdict(maps), "boxes": asdict(cut)}
+        made_from |= {"cam": model_digest(cam), "maps": asdict(maps), "boxes": asdict(cut)}
 
         def make() -> BoxSource:
             model, _, ledger, _ = load_attention_model(cam)

@@ -20,7 +20,12 @@ from pgnn_geo.features import (
 )
 from pgnn_geo.features.views import digest_of_tensors
 from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.io.tensor_folder import load_tensors, read_tensor_folder, write_tensor_folder
+from pgnn_geo.io.model_folder import (
+    fitting_content,
+    load_tensors,
+    read_model_folder,
+    write_model_folder,
+)
 from pgnn_geo.labels.evidence import check_tags
 from pgnn_geo.labels.evidence_config import EvidenceConfig
 from pgnn_geo.labels.frozen import EvidenceModel, fit_evidence
@@ -28,7 +33,6 @@ from pgnn_geo.nn.backbones import Backbone, BackboneName, build_backbone
 from pgnn_geo.nn.backbones.weights import is_file
 from pgnn_geo.ranks import ALONE, Ranks
 
-_FORMAT = "pgnn_geo evidence model 2"
 _BACKBONE = "backbone."
 
 
@@ -153,7 +157,7 @@ class Labeller:
             "labels": self.labels,
             "supervision": self.ledger.to_dict(),
         }
-        write_tensor_folder(Path(folder), _FORMAT, state, values)
+        write_model_folder(folder, "evidence model", state, values)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Labeller":
@@ -163,8 +167,8 @@ class Labeller:
             InputError: If it is not there, is damaged, or its backbone has other weights now.
         """
         path = Path(folder)
-        state, values = read_tensor_folder(path, _FORMAT, "a model of evidence")
-        try:
+        state, values = read_model_folder(path, "evidence model")
+        with fitting_content(path):
             source = BackboneSource(**values["backbone"])
             features = FrozenFeatureConfig(**values["features"])
             classes = tuple(str(name) for name in values["classes"])
@@ -172,8 +176,6 @@ class Labeller:
             model = EvidenceModel(len(classes), int(values["channels"]), config)
             ledger = SupervisionLedger.from_dict(values["supervision"])
             digest, labels = values["backbone_sha256"], dict(values["labels"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} does not fit this version of the package: {error}") from error
         own = {k.removeprefix(_BACKBONE): v for k, v in state.items() if k.startswith(_BACKBONE)}
         backbone = source.build()
         if source.weights is None:

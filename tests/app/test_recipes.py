@@ -81,7 +81,7 @@ def run_of(shapes_root, tmp_path_factory):
 def test_label_gives_the_labels_of_the_run_byte_for_byte(recipe, run_of, shapes_root, tmp_path):
     out = run_of(recipe)
     name = "cam" if recipe == "cam" else "pgnn"
-    model = out / name / ("model" if recipe in ("best", "many") else "model.pt")
+    model = out / name / "model"
     main(["label", f"--checkpoint={model}", f"--root={shapes_root}", f"--out={tmp_path / 'new'}"])
     made = sorted((out / name / "labels").iterdir())
     beside = {".pgnn_geo", "labels.json", "maps.npy", "review.csv"}
@@ -262,4 +262,4 @@ def test_a_model_of_evidence_that_is_not_whole_is_refused(run_of, shapes_root, t
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(SystemExit):
         main(["label", f"--checkpoint={model}", f"--root={shapes_root}"])
-    assert "cannot be read as a model of evidence" in capsys.readouterr().err
+    assert "cannot be read as an evidence model" in capsys.readouterr().err

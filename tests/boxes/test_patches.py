@@ -96,9 +96,9 @@ def test_boxes_of_the_maps_of_the_cam(from_attention, photos):
     assert content["patches"] == {"source": "attention", "file": None, "top_k": 2, "size": 3}
     metrics = json.loads((from_attention / "metrics.json").read_text())
     assert metrics["supervision"] == ["tags: csv (voc train)"]
-    model = load_attention_model(from_attention / "pgnn" / "model.pt").model
+    model = load_attention_model(from_attention / "pgnn" / "model").model
     assert model.config["box_size"] == 3 and model.config["top_k"] == 2
-    cam, _, ledger, _ = load_attention_model(from_attention / "cam" / "model.pt")
+    cam, _, ledger, _ = load_attention_model(from_attention / "cam" / "model")
     assert cam.config["box_size"] is None and cam.config["layers"] == 0
 
     maps = replace(AttentionTrainingConfig().completion, size=64)
@@ -124,7 +124,7 @@ def test_what_was_made_with_drawn_boxes_says_so(from_file, photos):
     wanted = ["tags: csv (voc train)", "boxes: auxiliary (drawn)"]
     metrics = json.loads((from_file / "metrics.json").read_text())
     assert metrics["supervision"] == wanted and metrics["boxes"]["photos_without"] == 1
-    ledgers = [load_attention_model(from_file / m / "model.pt").ledger for m in ("cam", "pgnn")]
+    ledgers = [load_attention_model(from_file / m / "model").ledger for m in ("cam", "pgnn")]
     assert ledgers[0].boxes is None and ledgers[1].to_list() == wanted
     for model, boxes in (("cam", None), ("pgnn", "auxiliary (drawn)")):
         record = json.loads((from_file / model / "labels" / "labels.json").read_text())
@@ -147,7 +147,7 @@ def test_a_run_that_was_cut_off_is_completed(
         with pytest.raises(KeyError, match="killed"):
             run(shapes_root, out, "--boxes.top_k=2")
     made = (out / "boxes.json").stat().st_mtime_ns
-    assert not (out / "pgnn" / "model.pt").exists()
+    assert not (out / "pgnn" / "model").exists()
     capsys.readouterr()
     run(shapes_root, out, "--boxes.top_k=2")
     printed = capsys.readouterr().out
@@ -182,7 +182,7 @@ def test_another_configuration_or_other_boxes_are_refused(
 
 
 def test_label_needs_the_boxes(from_file, shapes_root, drawn, tmp_path, capsys):
-    labels, checkpoint = tmp_path / "labels", from_file / "pgnn" / "model.pt"
+    labels, checkpoint = tmp_path / "labels", from_file / "pgnn" / "model"
     command = ["label", f"--checkpoint={checkpoint}", f"--root={shapes_root}", *MAPS]
     assert "pass the photos' with --boxes FILE" in error_of(capsys, *command, f"--out={labels}")
     main([*command, f"--out={labels}", f"--boxes={drawn}"])
@@ -192,7 +192,7 @@ def test_label_needs_the_boxes(from_file, shapes_root, drawn, tmp_path, capsys):
     other.write_text(json.dumps(json.loads(drawn.read_text())[3:]))
     again = [*command, f"--out={labels}", f"--boxes={other}"]
     assert "made from something else" in error_of(capsys, *again)
-    cam = ["label", f"--checkpoint={from_file / 'cam' / 'model.pt'}", f"--root={shapes_root}"]
+    cam = ["label", f"--checkpoint={from_file / 'cam' / 'model'}", f"--root={shapes_root}"]
     error = error_of(capsys, *cam, f"--out={tmp_path / 'cam'}", f"--boxes={drawn}")
     assert "are no boxes; leave out" in error
     other.write_text(json.dumps(json.loads(drawn.read_text())[3:]))
