@@ -3,14 +3,13 @@
 import importlib
 import json
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import forked
 import pytest
 import torch
 from scripts import BENCHMARKS, run_benchmark
@@ -64,17 +63,15 @@ def finished(voc: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """An ablation that was killed after a cell and started again; what the killed one left."""
     out = tmp_path_factory.mktemp("ablation")
     arguments = [f"--root={voc}", f"--out={out}", *SMALL, "--seeds", "0", "1"]
-    command = [sys.executable, str(BENCHMARKS / "ablation.py"), *arguments]
-    with open(out / "killed.txt", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        end = time.monotonic() + 120
-        while not list(out.glob("cells/*.json")) and process.poll() is None:
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
+    process = forked.start(ablation, *arguments)
+    end = time.monotonic() + 120
+    while not list(out.glob("cells/*.json")) and process.exitcode is None:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.kill()
+    process.join()
     left = times(out, "cells/*.json") | times(out, "train/*/model")
-    assert left, (out / "killed.txt").read_text()
+    assert left
     ablation(*arguments)
     return out, left
 
