@@ -172,6 +172,7 @@ class SegmentationNetworkConfig(BackboneChoice):
             num_classes=num_classes,
             head=train.head,
             freeze_stages=train.freeze_stages,
+            normalize=train.normalize,
             **options,
         )
 
@@ -222,7 +223,7 @@ class Stage2Config:
                 "rewrite true masks; want one of the two"
             )
         train = self.train
-        whole = train.augment == "crop" and not train.freeze_stages and train.train_stride is None
+        whole = train.augment == "crop" and train.freeze_stages == 0 and train.train_stride is None
         if self.network.is_torchvision and not whole:
             raise InputError(
                 f"{self.network.architecture} has no frozen stages and no other stride: want the "
