@@ -33,6 +33,7 @@ try:
     from pgnn_geo.app.demo import demo_config
     from pgnn_geo.app.labelling import label as label_photos
     from pgnn_geo.app.launch import check_alone, errors_as_lines, join
+    from pgnn_geo.app.memory import keep_freed_memory
     from pgnn_geo.app.recipes import recipe_defaults, recipe_file
     from pgnn_geo.boxes.cli import adjuster, detect
     from pgnn_geo.boxes.config import BoxConfig
@@ -293,6 +294,7 @@ def main(args: list[str] | None = None) -> None:
     """Entry point of the ``pgnn-geo`` command; an error for people ends it with status 2."""
     for name in ("lightning.pytorch", "lightning.fabric"):  # which set INFO when imported
         logging.getLogger(name).setLevel(logging.WARNING)
+    keep_freed_memory()
     with errors_as_lines(), notes_as_lines():
         commands: list[Any] = [demo, run, train, label, segment, predict, export, unpack]
         given = sys.argv[1:] if args is None else args
