@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from _ablation_plan import Planned, describe
 from torch import Tensor
 
-from pgnn_geo.app.pipeline import train
+from pgnn_geo.app.pipeline import patch_boxes, train
 from pgnn_geo.boxes import PhotoBoxes
-from pgnn_geo.boxes.patches import make_boxes
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
@@ -68,7 +67,9 @@ def boxes_of(planned: Planned, seed: int, photos: Photos, out: Path) -> PhotoBox
     folder = out / "boxes"
     if config.boxes.source == "attention":
         folder = train_cell(planned.cam, seed, photos, out)
-    return make_boxes(config, photos.tagged, folder / "boxes.json", folder / "model", out / "stems")
+    return patch_boxes(
+        config, photos.tagged, folder / "boxes.json", folder / "model", out / "stems"
+    )
 
 
 def train_cell(

@@ -14,8 +14,11 @@ from pgnn_geo.app.config import ModelName, RunConfig, SegmentConfig
 from pgnn_geo.app.evaluation import evaluate
 from pgnn_geo.app.labelling import label
 from pgnn_geo.app.report import read_run, write_report
+from pgnn_geo.boxes.detection import DetectConfig, DetectorNetworkConfig
+from pgnn_geo.boxes.inference import DetectionConfig
 from pgnn_geo.boxes.patches import describe_boxes, make_boxes, patch_problems
 from pgnn_geo.boxes.photo_boxes import PhotoBoxes
+from pgnn_geo.boxes.training.detector import DetectorTrainingConfig
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.checkpoint import save_attention_model
@@ -162,7 +165,7 @@ def fit(
             BackboneSource(config.network.backbone, config.network.weights),
             dataset,
             cache,
-            ledger_of(config, dataset),
+            ledger_of(config.network, dataset, config.data.name),
             config.features,
             config.evidence,
             labels,
@@ -184,13 +187,49 @@ def _trained(
     for name in wanted:
         if name == "pgnn" and config.boxes is not None:
             cam = model_path(out / "cam")
-            boxes = make_boxes(config, dataset, out / "boxes.json", cam, cache)
+            boxes = patch_boxes(config, dataset, out / "boxes.json", cam, cache)
         train(config, name, out / name, dataset, cache, boxes)
     for name in config.names:
         used = None if boxes is None or name == "cam" else out / "boxes.json"
         model = model_path(out / name)
         label(model, dataset, out / name / "labels", cache=cache, boxes=used)
     return boxes
+
+
+def patch_boxes(
+    config: RunConfig, dataset: TaggedDataset, path: Path, cam: Path, stems: Path
+) -> PhotoBoxes | None:
+    """Return the boxes that are a run's patches, made into :obj:`path` unless they are there.
+
+    Args:
+        config (RunConfig): How; without boxes there are none.
+        dataset (TaggedDataset): The photos.
+        path (Path): Where the boxes are kept.
+        cam (Path): The run's CAM.
+        stems (Path): Where outputs of frozen stages are kept for reuse.
+    """
+    if config.boxes is None:
+        return None
+    maps, detector = config.train.completion_maps, detector_config(config)
+    return make_boxes(config.boxes, dataset, path, cam, stems, maps, detector)
+
+
+def detector_config(config: RunConfig) -> DetectConfig:
+    """Return how a detector of the patches is trained: by default, but on the network's backbone.
+
+    For other settings, ``pgnn-geo detect`` writes a file of boxes.
+    """
+    network, train = config.network, config.train
+    return DetectConfig(
+        data=config.data,
+        network=DetectorNetworkConfig(
+            network.backbone, network.weights, network.freeze_stages, network.output_stride
+        ),
+        train=DetectorTrainingConfig(
+            seed=train.seed, precision=train.precision, workers=train.workers
+        ),
+        boxes=DetectionConfig(precision=train.precision),
+    )
 
 
 def train(
@@ -264,15 +303,15 @@ def _ledger(
     config: RunConfig, dataset: TaggedDataset, boxes: PhotoBoxes | None
 ) -> SupervisionLedger:
     """Return what a model is trained from, its patches included."""
-    ledger = ledger_of(config, dataset)
+    ledger = ledger_of(config.network, dataset, config.data.name)
     return ledger if boxes is None else ledger.merged(boxes.ledger)
 
 
 def _problems(config: RunConfig, segment: SegmentConfig | None) -> list[str]:
     """Return everything that would stop the run at any of its steps, one line each."""
     problems = find_problems(config.data, config.network)
-    if not problems:
-        problems += patch_problems(config)
+    if not problems and config.boxes is not None:
+        problems += patch_problems(config.boxes, config.data)
     for labels in (config.labels, config.cam_labels):
         try:
             labels.build_refinement()

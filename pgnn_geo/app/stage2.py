@@ -126,7 +126,7 @@ def labelled_photos(config: SegmentConfig) -> tuple[TaggedDataset, SupervisionLe
             true masks where they are asked for.
     """
     photos = config.data.build()
-    full = ledger_of(config, photos)
+    full = ledger_of(config.network, photos, config.data.name)
     if config.labels == TRUTH:
         if config.mutual != "off":
             raise InputError("The mutual complement rewrites pseudo-labels, not true masks.")

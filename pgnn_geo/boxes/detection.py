@@ -280,7 +280,7 @@ def _train(
             console=console,
             progress=progress,
         )
-        ledger = ledger_of(config, dataset)
+        ledger = ledger_of(config.network, dataset, config.data.name)
         if adjuster is not None:
             ledger = ledger.merged(adjuster.ledger)
         save_detector(path, network, dataset.classes, ledger)

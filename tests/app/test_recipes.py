@@ -3,7 +3,8 @@
 import json
 import shutil
 import sys
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,29 @@ def run(root, out, recipe, *options):
     )
 
 
+#: Modules whose functions were given a configuration, by the name of its class, in a run of "best".
+GIVEN: dict[str, set[str]] = {}
+
+
+@contextmanager
+def following_configurations():
+    """Note every module of the package that has a configuration among a function's arguments."""
+
+    def note(frame, event, _):
+        name = frame.f_globals.get("__name__", "")
+        if event == "call" and name.startswith("pgnn_geo."):
+            for value in [*frame.f_locals.values()]:
+                kind = type(value).__name__
+                if kind.endswith("Config") and is_dataclass(value):
+                    GIVEN.setdefault(kind, set()).add(name)
+
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
 @pytest.fixture(scope="module")
 def run_of(shapes_root, tmp_path_factory):
     """The folder of a run of each recipe, made when it is first asked for."""
@@ -70,7 +94,8 @@ def run_of(shapes_root, tmp_path_factory):
     def run_of(recipe):
         if recipe not in done:
             out = tmp_path_factory.mktemp(recipe) / "run"
-            run(shapes_root, out, recipe)
+            with following_configurations() if recipe == "best" else nullcontext():
+                run(shapes_root, out, recipe)
             done[recipe] = out
         return done[recipe]
 
@@ -241,6 +266,14 @@ def test_the_best_recipe_says_what_the_configurations_have():
     assert FrozenFeatureConfig(**recipe["features"]) == FrozenFeatureConfig()
     assert EvidenceConfig(**recipe["evidence"]) == EvidenceConfig()
     assert replace(LabelConfig(**recipe["labels"]), refine="none") == LabelConfig()
+
+
+def test_each_step_is_given_no_more_than_it_needs(run_of):
+    run_of("best")
+    app = {f"pgnn_geo.app.{name}" for name in ("config", "pipeline")}
+    assert GIVEN["RunConfig"] <= app | {"pgnn_geo.io.run_folder"}  # which writes it down
+    before = {"pgnn_geo.app.cli", "pgnn_geo.app.cli_export"}
+    assert 8 < len(set().union(*GIVEN.values()) - before) <= 16
 
 
 def test_a_model_of_evidence_that_is_not_whole_is_refused(run_of, shapes_root, tmp_path, capsys):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pgnn_geo.app import pipeline
 from pgnn_geo.app.cli import main
 from pgnn_geo.app.config import ModelConfig, RunConfig
 from pgnn_geo.boxes import (
@@ -260,7 +261,7 @@ def test_the_detector_of_a_run_has_its_backbone_and_seed(shapes_root):
     train = AttentionTrainingConfig(seed=3, workers=0, precision="32-true")
     data = DataConfig("voc", str(shapes_root))
     config = RunConfig(data, "trained", network=network, train=train, patches=BoxConfig("detector"))
-    found = patches.detector_config(config)
+    found = pipeline.detector_config(config)
     assert found.data == data and found.train.seed == 3 and found.train.workers == 0
     assert found.train.precision == found.boxes.precision == "32-true"
     detector = found.network.build(5)
@@ -269,7 +270,7 @@ def test_the_detector_of_a_run_has_its_backbone_and_seed(shapes_root):
 
 def test_boxes_of_a_detector_of_ones_own(shapes_root, photos, tmp_path, monkeypatch, capsys):
     pytest.importorskip("cv2.ximgproc")
-    real = patches.detector_config
+    real = pipeline.detector_config
 
     def small(config):
         job = real(config)
@@ -277,7 +278,7 @@ def test_boxes_of_a_detector_of_ones_own(shapes_root, photos, tmp_path, monkeypa
         network = replace(job.network, hidden_channels=16, pool_size=2, refinements=1)
         return replace(job, train=train, network=network, proposals=ProposalConfig(side=64))
 
-    monkeypatch.setattr(patches, "detector_config", small)
+    monkeypatch.setattr(pipeline, "detector_config", small)
     run(shapes_root, tmp_path, "--boxes.source=detector")
     printed = capsys.readouterr().out
     assert "boxes from a detector" in printed and "P-GNN IoU" in printed
