@@ -139,7 +139,7 @@ def run(
 
 def _check_graph(patches: str, network: ModelConfig) -> None:
     """Refuse settings of the patch graph where there is none."""
-    of_graph = ("grid", "layers", "heads", "class_embedding")
+    of_graph = ("grid", "layers", "heads", "class_embedding", "normalize")
     idle = [name for name in of_graph if getattr(network, name) != getattr(_NETWORK, name)]
     if patches == "none" and idle:
         raise InputError(f"--network.{idle[0]} is of the patch graph: want --patches grid or boxes")

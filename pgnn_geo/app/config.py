@@ -22,6 +22,7 @@ from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.architectures import DEEPLAB_V2
 from pgnn_geo.nn.backbones import BackboneName
 from pgnn_geo.nn.backbones.weights import PretrainedWeights
+from pgnn_geo.nn.complementary_conv import NormalizeName
 from pgnn_geo.nn.deeplab import DeepLabV2
 from pgnn_geo.nn.pgnn import ClassEmbeddingName
 from pgnn_geo.nn.segmentation_network import SegmentationNetwork
@@ -55,6 +56,7 @@ class ModelConfig(BackboneChoice):
         heads (int): Attention heads.
         class_embedding (str, optional): What the classes of nodes do; those of grid cells come from
             maps, :obj:`train.node_classes`.
+        normalize (str): How the weights of edges are normalized.
     """
 
     backbone: BackboneName = "vgg16"
@@ -65,6 +67,7 @@ class ModelConfig(BackboneChoice):
     layers: int = 1
     heads: int = 8
     class_embedding: ClassEmbeddingName | None = None
+    normalize: NormalizeName = "softmax"
 
     def build(self, num_classes: int, patches: Patches) -> PGNN:
         """Build the network with its patch graph, or without one."""
