@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
 
 try:
     from pgnn_geo.app import pipeline, stage2
-    from pgnn_geo.app.cli_export import export, export_dataset, export_photos, unpack
+    from pgnn_geo.app.cli_export import export, export_dataset, export_photos, unpack, unpacked
     from pgnn_geo.app.cli_measure import doctor, evaluate, exit_with, report
     from pgnn_geo.app.cli_parser import option_names, run_command
     from pgnn_geo.app.config import (
@@ -125,13 +125,13 @@ def run(
     if segment != "off":
         training = RECIPES[segment].changed(**segment_train)
         stage2_config = Stage2Config(network=segment_network, train=training, **stage2)
+    ranks = join()
     config = RunConfig(
-        data=DataConfig(root=root, **photos),
+        data=unpacked(root, Path(out), ranks, **photos),
         segment=stage2_config,
         patches=boxes if patches == "boxes" else patches,
         **stage1,
     )
-    ranks = join()
     pipeline.run(config, Path(out), None if cache is None else Path(cache), ranks)
     if ranks.is_first:
         export_dataset(exports, Path(out), config.data.build(), Path(out) / config.model / "labels")

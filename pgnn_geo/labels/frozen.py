@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import Features
 from pgnn_geo.features.whitening import WhitenedFeatures, Whitening
-from pgnn_geo.labels.evidence import fit_tag_evidence
+from pgnn_geo.labels.absence import class_thresholds, doubtful, photo_scores
+from pgnn_geo.labels.evidence import fit_tag_evidence, held_out_probabilities
 from pgnn_geo.labels.evidence_config import EvidenceConfig, StepName
 from pgnn_geo.labels.objectness import fit_objectness, on_objects
 from pgnn_geo.labels.position_classifier import (
@@ -54,6 +55,8 @@ class EvidenceModel(nn.Module):
         config (EvidenceConfig, optional): How; default values if not given.
     """
 
+    absence: Tensor | None
+
     def __init__(self, num_classes: int, channels: int, config: EvidenceConfig | None = None):
         super().__init__()
         self.config = config or EvidenceConfig()
@@ -65,6 +68,9 @@ class EvidenceModel(nn.Module):
         self.propagation = CongenericPropagation(
             self.config.kernel, mean=torch.zeros(channels), power=self.config.power
         )
+        # Scores above which absent tags are not believed, see labels/absence.py.
+        never = torch.full((num_classes,), float("inf"))
+        self.register_buffer("absence", None if self.config.absence is None else never)
 
     def maps(
         self,
@@ -95,9 +101,34 @@ class EvidenceModel(nn.Module):
         features, grid = self.seen(features), self._grid(features)
         return self._complete(features, tags, step, device, grid, confidence, ranks)
 
+    def with_missing(
+        self,
+        features: Features,
+        tags: Tensor,
+        device: torch.device | str = "cpu",
+        ranks: Ranks = ALONE,
+    ) -> Tensor:
+        """Return the tags of photos and those whose absence is not believed, :obj:`[M, K]`, bool.
+
+        Args:
+            features, tags, device, ranks: See :meth:`maps`.
+        """
+        if self.absence is None:
+            return tags.bool()
+        scores = self._scores(features, device, ranks)
+        return tags.bool() | doubtful(scores, tags, self.absence.cpu())
+
+    def _scores(self, features: Features, device: torch.device | str, ranks: Ranks) -> Tensor:
+        features, grid = self.seen(features), self._fit_grid(features)
+        return photo_scores(self.classifier, self.propagation, features, grid, device, ranks)
+
     def _grid(self, features: Features) -> int:
         side = features.shape[-1]
         return min(self.config.grid or side, side)
+
+    def _fit_grid(self, features: Features) -> int:
+        grid = self._grid(features)
+        return min(grid, self.config.fit_grid or grid)
 
     def seen(self, features: Features) -> Features:
         """Return features of photos as all steps compare them: whitened, or as they are."""
@@ -181,16 +212,21 @@ def fit_evidence(
     if config.whitening is not None:
         fit = partial(Whitening.fit, features, config.whitening, device)
         model.whitening = ranks.first(fit).to(device)
+    bank = features
     features = model.seen(features)
     means = mean_features(features, device, ranks)
     mean = means.mean(dim=0)
     assert model.propagation.mean is not None  # which the constructor gave it
     model.propagation.mean.copy_(mean)
-    penalty = config.evidence_penalty
-    weight, _ = ranks.first(lambda: fit_tag_evidence(means - mean, tags, penalty))
+    penalty, possible = config.evidence_penalty, tags.bool()
+    if config.absence is not None:
+        likely = ranks.first(lambda: held_out_probabilities(means - mean, tags, penalty))
+        thresholds = class_thresholds(likely, tags, config.absence)
+        possible = possible | doubtful(likely, tags, thresholds)
+    known = possible == tags.bool()
+    weight, _ = ranks.first(lambda: fit_tag_evidence(means - mean, tags, penalty, known))
     model.evidence.copy_(weight)
-    grid = model._grid(features)
-    grid = min(grid, config.fit_grid or grid)
+    grid = model._fit_grid(features)
     maps = model._complete(features, tags, "evidence", device, grid, ranks=ranks)
     if config.evidence_window > 1:
         maps = maps.averaged(config.evidence_window)
@@ -204,9 +240,12 @@ def fit_evidence(
     for turn in range(config.classifier_rounds):
         step: StepName = "classifier" if turn else "prototypes"
         maps = _learned_from(model, features, tags, step, grid, device, ranks)
-        positions = _positions(model, features, maps, grid, device, ranks)
+        positions = _positions(model, features, maps, possible, grid, device, ranks)
         start = model.classifier if config.warm_start and turn else None
         model.classifier.copy_(ranks.first(partial(_classifier, positions, config, start)))
+    if config.absence is not None and model.absence is not None:
+        scores = model._scores(bank, device, ranks)
+        model.absence.copy_(class_thresholds(scores, tags, config.absence))
     return model
 
 
@@ -253,6 +292,7 @@ def _positions(
     model: EvidenceModel,
     features: Features,
     maps: TaggedMaps,
+    possible: Tensor,
     grid: int,
     device: torch.device | str,
     ranks: Ranks,
@@ -270,8 +310,9 @@ def _positions(
         values = graphs.nodes(maps.dense(graphs.photos))
         label = confident_labels(values, graphs.tags, config.foreground, config.background)
         chosen = graphs.sample(count)
-        allowed = torch.nn.functional.pad(graphs.tags[chosen], (1, 0), value=True)
+        own = possible[graphs.photos].to(chosen.device)[graphs.batch.image_batch[chosen]]
+        allowed = torch.nn.functional.pad(own, (1, 0), value=True)
         unit = centered_unit(graphs.x[chosen], model.propagation.mean)
         parts.append(Positions(unit.cpu(), label[chosen].cpu(), allowed.cpu()))
-    own = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Positions(*(ranks.cat(part).to(device) for part in own))
+    joined = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Positions(*(ranks.cat(part).to(device) for part in joined))
