@@ -5,8 +5,9 @@
 Tiny drawn photos in folders, a file of tags in each format, and label images of 500 x 375 with
 five parts and a hole (a few of them, linked to under every id). An import is `TaggedFolder` on the
 photos, listing included: nothing of a photo is decoded but where two have the same name, in a
-folder for each class; that of a Hugging Face data set is `unpack`, which writes the photos. An export is `write_exports`; `decoding` is the reading of all label images
-alone, which every export does once, and is taken off. OUT/formats.md holds the table.
+folder for each class; that of a Hugging Face data set is `unpack`, which writes the photos. An
+export is `write_exports`; `decoding` is the reading of all label images alone, which every export
+does once, and is taken off. OUT/formats.md holds the table.
 """
 
 from __future__ import annotations
