@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", module="PIL.TiffImagePlugin")
 
 try:
     from pgnn_geo.app import pipeline, stage2
-    from pgnn_geo.app.cli_export import export, export_dataset, export_photos, unpack
+    from pgnn_geo.app.cli_export import export, export_dataset, export_photos, unpack, unpacked
     from pgnn_geo.app.cli_measure import doctor, evaluate, exit_with, report
     from pgnn_geo.app.cli_parser import option_names, run_command
     from pgnn_geo.app.config import (
@@ -33,6 +33,7 @@ try:
     from pgnn_geo.app.demo import demo_config
     from pgnn_geo.app.labelling import label as label_photos
     from pgnn_geo.app.launch import check_alone, errors_as_lines, join
+    from pgnn_geo.app.memory import keep_freed_memory
     from pgnn_geo.app.recipes import recipe_defaults, recipe_file
     from pgnn_geo.boxes.cli import adjuster, detect
     from pgnn_geo.boxes.config import BoxConfig
@@ -124,13 +125,13 @@ def run(
     if segment != "off":
         training = RECIPES[segment].changed(**segment_train)
         stage2_config = Stage2Config(network=segment_network, train=training, **stage2)
+    ranks = join()
     config = RunConfig(
-        data=DataConfig(root=root, **photos),
+        data=unpacked(root, Path(out), ranks, **photos),
         segment=stage2_config,
         patches=boxes if patches == "boxes" else patches,
         **stage1,
     )
-    ranks = join()
     pipeline.run(config, Path(out), None if cache is None else Path(cache), ranks)
     if ranks.is_first:
         export_dataset(exports, Path(out), config.data.build(), Path(out) / config.model / "labels")
@@ -138,7 +139,7 @@ def run(
 
 def _check_graph(patches: str, network: ModelConfig) -> None:
     """Refuse settings of the patch graph where there is none."""
-    of_graph = ("grid", "layers", "heads", "class_embedding")
+    of_graph = ("grid", "layers", "heads", "class_embedding", "normalize")
     idle = [name for name in of_graph if getattr(network, name) != getattr(_NETWORK, name)]
     if patches == "none" and idle:
         raise InputError(f"--network.{idle[0]} is of the patch graph: want --patches grid or boxes")
@@ -293,6 +294,7 @@ def main(args: list[str] | None = None) -> None:
     """Entry point of the ``pgnn-geo`` command; an error for people ends it with status 2."""
     for name in ("lightning.pytorch", "lightning.fabric"):  # which set INFO when imported
         logging.getLogger(name).setLevel(logging.WARNING)
+    keep_freed_memory()
     with errors_as_lines(), notes_as_lines():
         commands: list[Any] = [demo, run, train, label, segment, predict, export, unpack]
         given = sys.argv[1:] if args is None else args

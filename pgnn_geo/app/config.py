@@ -22,6 +22,7 @@ from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.architectures import DEEPLAB_V2
 from pgnn_geo.nn.backbones import BackboneName
 from pgnn_geo.nn.backbones.weights import PretrainedWeights
+from pgnn_geo.nn.complementary_conv import NormalizeName
 from pgnn_geo.nn.deeplab import DeepLabV2
 from pgnn_geo.nn.pgnn import ClassEmbeddingName
 from pgnn_geo.nn.segmentation_network import SegmentationNetwork
@@ -55,6 +56,7 @@ class ModelConfig(BackboneChoice):
         heads (int): Attention heads.
         class_embedding (str, optional): What the classes of nodes do; those of grid cells come from
             maps, :obj:`train.node_classes`.
+        normalize (str): How the weights of edges are normalized.
     """
 
     backbone: BackboneName = "vgg16"
@@ -65,6 +67,7 @@ class ModelConfig(BackboneChoice):
     layers: int = 1
     heads: int = 8
     class_embedding: ClassEmbeddingName | None = None
+    normalize: NormalizeName = "softmax"
 
     def build(self, num_classes: int, patches: Patches) -> PGNN:
         """Build the network with its patch graph, or without one."""
@@ -172,6 +175,7 @@ class SegmentationNetworkConfig(BackboneChoice):
             num_classes=num_classes,
             head=train.head,
             freeze_stages=train.freeze_stages,
+            normalize=train.normalize,
             **options,
         )
 
@@ -222,7 +226,7 @@ class Stage2Config:
                 "rewrite true masks; want one of the two"
             )
         train = self.train
-        whole = train.augment == "crop" and not train.freeze_stages and train.train_stride is None
+        whole = train.augment == "crop" and train.freeze_stages == 0 and train.train_stride is None
         if self.network.is_torchvision and not whole:
             raise InputError(
                 f"{self.network.architecture} has no frozen stages and no other stride: want the "

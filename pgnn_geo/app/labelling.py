@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pgnn_geo.app.added_tags import write_added_tags
 from pgnn_geo.app.config import LabelConfig
 from pgnn_geo.app.explained import (
     choose_sample,
@@ -63,7 +65,8 @@ class _Source:
     ledger: SupervisionLedger
     labels: LabelConfig
     record: dict[str, Any]  #: what labels.json says of it
-    maps: Callable[[], tuple[list[Tensor], list[dict[str, Any]]]]  #: and what explains them
+    #: maps, what explains them, and the tags that they are of where tags were added
+    maps: Callable[[], tuple[list[Tensor], list[dict[str, Any]], Tensor | None]]
 
 
 def label(
@@ -80,10 +83,11 @@ def label(
     """Write the pseudo-labels of a model as :obj:`out/ID.png`, unless all are there.
 
     :obj:`out/maps.npy` are the attention maps, see :func:`~pgnn_geo.io.masks.save_maps`,
-    :obj:`out/review.csv` says which labels to look at first, see
-    :func:`~pgnn_geo.labels.review.label_confidence`, :obj:`out/explained.json` has the edges of a
-    sample of photos for the report, and :obj:`out/labels.json`, written last, says what they were
-    made from.
+    :obj:`out/added_tags.csv` has the tags that they are of besides those of the photos, where
+    absence is not believed (:mod:`pgnn_geo.labels.absence`), :obj:`out/review.csv` says which
+    labels to look at first, see :func:`~pgnn_geo.labels.review.label_confidence`,
+    :obj:`out/explained.json` has the edges of a sample of photos for the report, and
+    :obj:`out/labels.json`, written last, says what they were made from.
 
     Args:
         checkpoint (Path): The folder of a model, of a trained network or of evidence.
@@ -138,7 +142,10 @@ def label(
         return out
     ranks.check_shared(out / RESULT_MARK)
     with timed(f"label {out}"):
-        attention, explained = source.maps()
+        attention, explained, tags = source.maps()
+        if tags is not None:
+            ranks.first(partial(write_added_tags, out, dataset, tags))
+            dataset = dataset.with_tags(tags)
         photos = ranks.share(range(len(dataset)))
         masks = label_images(dataset, attention, source.labels, photos, ranks.local_size)
         parts = ranks.gather(_write(out, dataset, photos, masks))
@@ -231,13 +238,18 @@ def _evidence(
     if dataset.tags is None:
         raise InputError("Labelling needs image tags; this split has none.")
     tags, device = dataset.tags, default_device()
+    adds = labeller.model.absence is not None and step == last
 
-    def make() -> tuple[list[Tensor], list[dict[str, Any]]]:
+    def make() -> tuple[list[Tensor], list[dict[str, Any]], Tensor | None]:
         bank, model = labeller.to(device).bank(dataset, cache, progress, ranks), labeller.model
-        rows = model.maps(resident(bank, device), tags, step, device, ranks).maps
-        wanted = step == last
-        explained = _explained(model, bank, dataset, tags, ranks) if wanted else []
-        return list(rows.split(tags.bool().sum(dim=1).tolist())), explained
+        features = resident(bank, device)
+        shown = tags
+        if adds:
+            shown = model.with_missing(features, tags, device, ranks).to(tags)
+        rows = model.maps(features, shown, step, device, ranks).maps
+        explained = _explained(model, bank, dataset, shown, ranks) if step == last else []
+        maps = list(rows.split(shown.bool().sum(dim=1).tolist()))
+        return maps, explained, shown if adds else None
 
     return _Source(
         labeller.classes,
@@ -283,7 +295,7 @@ def _network(
     if boxes is not None:
         record["boxes"] = sha256_of(boxes)
 
-    def make() -> tuple[list[Tensor], list[dict[str, Any]]]:
+    def make() -> tuple[list[Tensor], list[dict[str, Any]], Tensor | None]:
         model.to(default_device())
         explained: list[dict[str, Any]] = []
         sample = choose_sample(dataset.tags if dataset.tags is not None else torch.zeros(0, 1))
@@ -299,7 +311,7 @@ def _network(
         if len(model.blocks) and model.builder.grid is not None:
             chosen = dataset.subset(sample.photos)
             explained += explain_attention(model, chosen, sample, map_config)
-        return maps, explained
+        return maps, explained, None
 
     return _Source(classes, ledger, label_config, record, make)
 

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 
+from pgnn_geo.app.added_tags import with_added_tags
 from pgnn_geo.app.certain import certain_photos, ignored_share, maps_beside
 from pgnn_geo.app.config import SegmentConfig
 from pgnn_geo.app.evaluation import evaluate
@@ -140,6 +141,7 @@ def labelled_photos(config: SegmentConfig) -> tuple[TaggedDataset, SupervisionLe
     folder = Path(config.labels)
     if not folder.is_dir():
         raise InputError(f"There is no folder of label images {folder}.")
+    photos = with_added_tags(photos, folder)
     dataset = photos.with_masks([folder / f"{i}.png" for i in photos.image_ids])
     used = full if config.mutual == "tags" else SupervisionLedger(weights=full.weights)
     return dataset, _label_ledger(folder, dataset.classes).merged(used)

@@ -27,7 +27,8 @@ class DataConfig:
         data (str): "voc" (VOC layout), "folder" (photos and a file of tags), "shapes" (embedded),
             "auto" to find out which of the first two it is, or one of your own.
         root (str): Folder of the data set.
-        split (str): Split of VOC: train, trainval, train_aug or val.
+        split (str): Split of VOC: train, trainval, train_aug or val; of a Hugging Face data set
+            that a run unpacks, any that it has.
         classes (str, optional): Comma-separated class names that restrict the task; label images
             use 1..K in this order.
         tags (str): For VOC: auto, annotations, csv, masks or a CSV file; for a folder: a file of

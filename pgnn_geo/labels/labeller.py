@@ -172,7 +172,7 @@ class Labeller:
             source = BackboneSource(**values["backbone"])
             features = FrozenFeatureConfig(**values["features"])
             classes = tuple(str(name) for name in values["classes"])
-            config = EvidenceConfig(**values["evidence"])
+            config = EvidenceConfig(**_without_memory(path, values["evidence"]))
             model = EvidenceModel(len(classes), int(values["channels"]), config)
             ledger = SupervisionLedger.from_dict(values["supervision"])
             digest, labels = values["backbone_sha256"], dict(values["labels"])
@@ -187,3 +187,13 @@ class Labeller:
                 "are here."
             )
         return cls(source, backbone, features, model, classes, ledger, labels)
+
+
+def _without_memory(path: Path, evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of evidence; version 0.2.0 had a memory of labels as well."""
+    if size := evidence.get("memory"):
+        raise InputError(
+            f"{path} has a memory of labels, memory={size}, which ended with version 0.2.0: fit it "
+            "again without, the labels are as good"
+        )
+    return {name: value for name, value in evidence.items() if not name.startswith("memory")}

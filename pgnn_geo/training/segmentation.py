@@ -215,9 +215,10 @@ def train_segmentation(
                 "augment='crop'"
             )
         folder = stem_folder or out / "stems"
-        data.stems = padded_stems(
-            network.backbone, data.dataset, folder, config.size, config.precision, progress
-        )
+        with network.at_output_stride(config.train_stride):  # the last stage may be frozen too
+            data.stems = padded_stems(
+                network.backbone, data.dataset, folder, config.size, config.precision, progress
+            )
     module, epochs = SegmentationModule(network, config), config.num_epochs(len(data.dataset))
     with network.at_output_stride(config.train_stride):
         fit(

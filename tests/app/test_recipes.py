@@ -278,13 +278,16 @@ def test_each_step_is_given_no_more_than_it_needs(run_of):
 
 def test_a_model_of_evidence_that_is_not_whole_is_refused(run_of, shapes_root, tmp_path, capsys):
     model = Path(shutil.copytree(run_of("best") / "pgnn" / "model", tmp_path / "model"))
-    assert Labeller.load(model).classes[0] == "fish"
     config = json.loads((model / "config.json").read_text())
+    ended = {**config["evidence"], "memory": 0, "memory_power": 14.0}  # of version 0.2.0
+    (model / "config.json").write_text(json.dumps({**config, "evidence": ended}))
+    assert Labeller.load(model).classes[0] == "fish"
     for change, words in (
         ({"format": "pgnn_geo evidence model 0"}, "of this version of the package"),
         ({"backbone_sha256": "0"}, "with other weights of vgg_tiny"),
         ({"sha256": "0"}, "copy both again"),
         ({"evidence": {"gone": 1}}, "does not fit this version"),
+        ({"evidence": {**ended, "memory": 8192}}, "has a memory of labels, memory=8192"),
     ):
         other = Path(shutil.copytree(model, tmp_path / "other", dirs_exist_ok=True))
         (other / "config.json").write_text(json.dumps({**config, **change}))

@@ -234,18 +234,21 @@ def test_without_a_graph_there_is_nothing_to_set_of_it(shapes_root, tmp_path, ca
         *TINY,
         *MAPS,
     ]
-    for option, name in (("--network.grid=2", "grid"), ("--network.layers=0", "layers")):
+    for name, value in (("grid", "2"), ("layers", "0"), ("normalize", "sinkhorn")):
+        option = f"--network.{name}={value}"
         assert f"--network.{name} is of the patch graph" in error_of(capsys, *command, option)
     error = error_of(capsys, *command, "--train.node_classes=references")
     assert "patches='none' has no nodes" in error and not (tmp_path / "out").exists()
 
 
 def test_the_patch_graph_is_there_if_it_is_asked_for(shapes_root):
-    data, network = DataConfig("voc", str(shapes_root)), ModelConfig("vgg_tiny", None, layers=2)
+    data = DataConfig("voc", str(shapes_root))
+    network = ModelConfig("vgg_tiny", None, layers=2, normalize="sinkhorn")
     for patches_, layers in (("none", 0), ("grid", 2), (BoxConfig(top_k=4), 2)):
         config = RunConfig(data, "trained", network=network, patches=patches_)
         model = config.build_network("pgnn", 5)
         assert len(model.blocks) == model.config["layers"] == layers
+        assert all(block.attention.normalize == "sinkhorn" for block in model.blocks)
         assert model.top_k == (4 if config.boxes else None)
         assert config.build_network("cam", 5).config["layers"] == 0
     with pytest.raises(InputError, match="want 'none', 'grid' or a BoxConfig"):
