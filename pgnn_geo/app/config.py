@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pgnn_geo.boxes.config import BoxConfig
@@ -397,7 +396,3 @@ class RunConfig:
     def labels_of(self, name: ModelName) -> LabelConfig:
         """Return how the labels of a model are made from its maps."""
         return self.labels if name == "pgnn" else self.cam_labels
-
-    def segment_on(self, labels: Path) -> SegmentConfig | None:
-        """Return stage 2 on a folder of these photos' labels, if it is wanted."""
-        return None if self.segment is None else self.segment.on(self.data, str(labels))

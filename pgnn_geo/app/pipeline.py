@@ -69,7 +69,8 @@ def run(
             f"flow='trained' trains in one process, not in {ranks.size}: start it without "
             "torchrun, or in SLURM with one task; --segment_train.devices is for stage 2"
         )
-    segment = config.segment_on(out / config.model / "labels")
+    labels, stage2_config = str(out / config.model / "labels"), config.segment
+    segment = None if stage2_config is None else stage2_config.on(config.data, labels)
     if metrics := ranks.first(lambda: _started(config, segment, out)):
         return metrics
     with recording(out / "cost.json") if ranks.is_first else nullcontext():
