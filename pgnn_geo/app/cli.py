@@ -215,10 +215,15 @@ def train(
     config = RunConfig(
         photos, "trained", model, network=network, train=train, segment=None, patches=patches
     )
-    claim_folder(Path(out), config)
-    raise_problems(find_problems(config.data, config.network))
+    ranks = join()
+
+    def check() -> None:
+        claim_folder(Path(out), config)
+        raise_problems(find_problems(config.data, config.network))
+
+    ranks.first(check)
     dataset = config.data.build()
-    path = pipeline.train(config, model, Path(out), dataset, Path(out) / "stems")
+    path = pipeline.train(config, model, Path(out), dataset, Path(out) / "stems", ranks=ranks)
     console.print(f"model: {path}")
 
 

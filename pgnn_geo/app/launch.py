@@ -19,7 +19,7 @@ DISK_ERRORS = tuple(
 )
 
 #: Commands whose work is shared; the others are for one process, which may start its own.
-SHARED = ("run", "label", "predict", "evaluate")
+SHARED = ("run", "train", "label", "predict", "evaluate")
 
 
 def join() -> Ranks:

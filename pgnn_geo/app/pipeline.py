@@ -61,10 +61,10 @@ def run(
         InputError: If the data or weights cannot be used (everything wrong with them at once), or
             if :obj:`out` holds a run of another configuration.
     """
-    if config.flow == "trained" and ranks.size > 1:
+    if config.flow == "trained" and config.boxes is not None and ranks.size > 1:
         raise InputError(
-            f"flow='trained' trains in one process, not in {ranks.size}: start it without "
-            "torchrun, or in SLURM with one task; --segment_train.devices is for stage 2"
+            f"patches='boxes' makes the boxes in one process, not in {ranks.size}: start it "
+            "without torchrun, or in SLURM with one task"
         )
     segment = config.segment_on(out / config.model / "labels")
     if metrics := ranks.first(lambda: _started(config, segment, out)):
@@ -99,7 +99,7 @@ def _stages(
     if config.flow == "frozen":
         _frozen(config, out, dataset, features, ranks)
     else:
-        boxes = _trained(config, out, dataset, features)
+        boxes = _trained(config, out, dataset, features, ranks)
     if cache is None and ranks.is_first:
         shutil.rmtree(features, ignore_errors=True)  # gigabytes that only stage 1 needs
     metrics = summarize(config, out, dataset, boxes, ranks)
@@ -175,7 +175,7 @@ def fit(
 
 
 def _trained(
-    config: RunConfig, out: Path, dataset: TaggedDataset, cache: Path
+    config: RunConfig, out: Path, dataset: TaggedDataset, cache: Path, ranks: Ranks
 ) -> PhotoBoxes | None:
     """Make the labels of the trained flow; return the boxes that are its patches, if they are."""
     boxes, wanted = None, list(config.names)
@@ -185,11 +185,11 @@ def _trained(
         if name == "pgnn" and config.boxes is not None:
             cam = out / "cam" / "model.pt"
             boxes = make_boxes(config, dataset, out / "boxes.json", cam, cache)
-        train(config, name, out / name, dataset, cache, boxes)
+        train(config, name, out / name, dataset, cache, boxes, ranks)
     for name in config.names:
         used = None if boxes is None or name == "cam" else out / "boxes.json"
         model = out / name / "model.pt"
-        label(model, dataset, out / name / "labels", cache=cache, boxes=used)
+        label(model, dataset, out / name / "labels", cache=cache, boxes=used, ranks=ranks)
     return boxes
 
 
@@ -200,6 +200,7 @@ def train(
     dataset: TaggedDataset,
     stems: Path,
     boxes: PhotoBoxes | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Train one model into :obj:`out/model.pt`, unless it is there; return that path.
 
@@ -210,18 +211,19 @@ def train(
         dataset (TaggedDataset): Photos with tags.
         stems (Path): Where outputs of frozen stages are kept for reuse.
         boxes (PhotoBoxes, optional): The P-GNN's patches, if :obj:`config` has them for boxes.
+        ranks (Ranks): The processes that share every batch. (default: this one alone)
     """
     path = out / "model.pt"
-    if path.is_file():
+    if ranks.first(path.is_file):
         return path
     with timed(f"train {name}"):
         seed_everything(config.train.seed, workers=True, verbose=False)
         model = config.build_network(name, len(dataset.classes))
         train = config.train_of(name)
-        train_attention(model, dataset, out, train, stems, name, console, progress, boxes)
+        train_attention(model, dataset, out, train, stems, name, console, progress, boxes, ranks)
         labelling = {"maps": asdict(config.maps_of(name)), "labels": asdict(config.labels_of(name))}
         ledger = _ledger(config, dataset, boxes)
-        save_attention_model(path, model, dataset.classes, ledger, labelling)
+        ranks.first(lambda: save_attention_model(path, model, dataset.classes, ledger, labelling))
     return path
 
 

@@ -15,12 +15,14 @@ from scripts import BENCHMARKS
 
 from pgnn_geo.app.cli import main
 from pgnn_geo.app.launch import check_alone
-from pgnn_geo.datasets.shapes import SHAPES_CLASSES
+from pgnn_geo.datasets.shapes import SHAPES_CLASSES, Shapes
 from pgnn_geo.errors import InputError
 from pgnn_geo.inference.segmenter import Segmenter
+from pgnn_geo.io.checkpoint import load_attention_model
 from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.nn import DeepLabV2
+from pgnn_geo.nn import PGNN, DeepLabV2
 from pgnn_geo.ranks import BLOCKS, OtherRankError, Ranks, blocks
+from pgnn_geo.training.stems import group_loader
 
 RUN = [
     *("--network.backbone=vgg_tiny", "--features.size=64", "--segment=off", "--baseline=true"),
@@ -101,6 +103,65 @@ def test_recipe_many_and_its_labels_in_two_processes(
     assert len(list((two / "labels").glob("*.png"))) == 20
     assert not (two / "labels" / ".features").exists()
     assert '"objectness": true' in (two / "run" / "pgnn" / "model" / "config.json").read_text()
+
+
+TRAINED = [
+    *("--recipe=paper", "--network.backbone=vgg_tiny", "--network.heads=2", "--labels.refine=none"),
+    *("--network.grid=2", "--network.freeze_stages=1", "--segment=off", "--maps.propagate=both"),
+    *("--train.size=32", "--train.epochs=2", "--train.completion_epochs=1", "--train.workers=0"),
+    *("--train.precision=32-true", "--train.completion.size=32", "--maps.size=32"),
+]
+
+
+def test_a_trained_network_in_two_processes(
+    shapes_root: Path, tmp_path: Path, in_two: Callable[..., None]
+) -> None:
+    """Loss with the previous epoch's maps, completion and labels; batches are the same photos."""
+    run = ["run", f"--root={shapes_root}", *TRAINED]
+    with one_thread():
+        main([*run, f"--out={tmp_path / 'one'}"])
+    in_two(tmp_path / "log", *run, f"--out={tmp_path / 'two'}")
+    log = (tmp_path / "log").read_text()
+    assert log.count("epoch 3/3") == 1  # which one of them says
+    one, two = (
+        load_attention_model(tmp_path / name / "pgnn" / "model.pt")[0].state_dict()
+        for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        # A bias of all keys changes no attention: its gradient is rounding, which Adam scales up.
+        if not name.endswith("lin_key.bias"):
+            torch.testing.assert_close(two[name], value, atol=1e-4, rtol=1e-4, msg=name)
+    labels = [files(tmp_path / name / "pgnn" / "labels") for name in ("one", "two")]
+    assert labels[0] == labels[1] and len(labels[0]) == 22
+    assert not list((tmp_path / "two").rglob(".unfinished*"))
+    assert not (tmp_path / "two" / "pgnn" / "previous").exists()
+
+
+def test_groups_that_cannot_be_shared(shapes_root: Path, tmp_path: Path) -> None:
+    photos = Shapes(shapes_root, "train", num_images=(20, 10), size=64)
+    network = PGNN("vgg_tiny", 5, weights=None, output_stride=8, layers=0)
+    with pytest.raises(InputError, match="groups_per_batch=4 are shared by 3 processes"):
+        group_loader(network.backbone, photos, tmp_path, groups_per_batch=4, ranks=Ranks(0, 3))
+    assert not any(tmp_path.iterdir())
+
+
+def test_groups_are_shared_as_they_are_drawn(shapes_root: Path, tmp_path: Path) -> None:
+    photos = Shapes(shapes_root, "train", num_images=(20, 10), size=64)
+    network = PGNN("vgg_tiny", 5, weights=None, output_stride=8, layers=0)
+
+    def drawn(ranks: Ranks) -> list[list[tuple[int, float]]]:
+        options = {"augment": "crop", "size": 32, "workers": 0, "epoch": 1, "ranks": ranks}
+        loader = group_loader(network.backbone, photos, tmp_path, **options)
+        return [
+            [*zip(batch["index"].tolist(), batch["image"].sum(dim=(1, 2, 3)).tolist(), strict=True)]
+            for batch in loader
+        ]
+
+    shares = [drawn(Ranks(rank, 2)) for rank in range(2)]
+    for whole, *parts in zip(drawn(Ranks()), *shares, strict=True):
+        assert len(parts[0]) == len(parts[1]) == 6
+        assert sorted(whole) == sorted(item for part in parts for item in part)
 
 
 def test_predictions_in_two_processes(
