@@ -304,7 +304,8 @@ def segment(
     """
     learnt = mutual, mutual_start, mutual_confidence, uncertain, true_masks
     config = Stage2Config(eval_split, network, recipe_with(recipe, train), *learnt)
-    stage2.segment(config.on(DataConfig(root=root, **source), labels), Path(out))
+    ranks = join()
+    stage2.segment(config.on(DataConfig(root=root, **source), labels), Path(out), ranks)
 
 
 def predict(

@@ -131,11 +131,7 @@ def fit(
         InputError: If there are not so many devices, training raised one, or another process has
             ended.
     """
-    check_devices(devices)
-    if ranks.size > 1 and devices > 1:
-        raise InputError(
-            f"devices={devices}: each of {ranks.size} processes has one; leave devices out"
-        )
+    check_devices(devices, ranks.size)
     if devices > 1:
         module.cpu()  # from which each process takes it to its own device
         torch.cuda.empty_cache()  # the room is for the first of them

@@ -1,6 +1,7 @@
 """Commands in two processes write what one writes; what goes wrong in one is said once."""
 
 import importlib
+import json
 import os
 import shutil
 import subprocess
@@ -138,6 +139,41 @@ def test_a_trained_network_in_two_processes(
     assert not (tmp_path / "two" / "pgnn" / "previous").exists()
 
 
+SEGMENT = [
+    *("--recipe=light", "--network.backbone=vgg_tiny", "--network.weights=null"),
+    *("--network.hidden_channels=32", "--train.head=largefov", "--train.size=64"),
+    *("--train.crop=64", "--train.epochs=1", "--train.batch_size=5", "--train.workers=0"),
+    *("--train.precision=32-true", "--mutual=tags"),
+]
+
+
+@pytest.mark.slow
+def test_a_segmenter_in_two_processes(
+    shapes_root: Path, tmp_path: Path, in_two: Callable[..., None]
+) -> None:
+    """The same as on two devices of a training's own."""
+    labels = tmp_path / "labels"
+    shutil.copytree(shapes_root / "SegmentationClass", labels)
+    command = ["segment", f"--root={shapes_root}", f"--labels={labels}", *SEGMENT]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pgnn_geo.app.cli", *command, "--train.devices=2"),
+            f"--out={tmp_path / 'one'}",
+        ],
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    in_two(tmp_path / "log", *command, f"--out={tmp_path / 'two'}")
+    assert files(tmp_path / "one") == files(tmp_path / "two")
+    metrics = [
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")
+    ]
+    assert metrics[0]["images"] == 10 and metrics[0] == metrics[1]
+
+
 def test_groups_that_cannot_be_shared(shapes_root: Path, tmp_path: Path) -> None:
     photos = Shapes(shapes_root, "train", num_images=(20, 10), size=64)
     network = PGNN("vgg_tiny", 5, weights=None, output_stride=8, layers=0)
@@ -206,8 +242,8 @@ def test_shares_are_all_photos_once(count: int, unit: int, size: int) -> None:
 def test_a_command_for_one_process_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_alone("run")
-    with pytest.raises(InputError, match="'segment' is for one process"):
-        check_alone("segment")
+    with pytest.raises(InputError, match="'export' is for one process"):
+        check_alone("export")
 
 
 def test_a_folder_that_is_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +266,7 @@ def test_places_of_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     step = {"NTASKS": 4, "PROCID": 3, "LOCALID": 1, "NODELIST": "n[1-2]", "JOB_ID": 7}
     for name, value in {**step, "NTASKS_PER_NODE": 2, "JOB_NAME": "work", "NODEID": 1}.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
-    with pytest.raises(InputError, match="'segment' is for one process"):
-        check_alone("segment")
+    with pytest.raises(InputError, match="'export' is for one process"):
+        check_alone("export")
     got = [os.environ[name] for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR")]
     assert got == ["4", "3", "1", "n1"]
