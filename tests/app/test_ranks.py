@@ -4,11 +4,13 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -42,10 +44,15 @@ def two(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def in_two(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Runs a command in two processes that are forked from one that has imported everything."""
+def kills(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Processes that are forked from one that has imported everything, and may be killed."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    kills = importlib.import_module("_kills")
+    return importlib.import_module("_kills")
+
+
+@pytest.fixture
+def in_two(kills: ModuleType) -> Callable[..., None]:
+    """Runs a command in two such processes."""
 
     def run(log: Path, *command: str) -> None:
         codes = kills.finish(kills.start(command, log, ranks=2))
@@ -137,6 +144,25 @@ def test_a_trained_network_in_two_processes(
     assert labels[0] == labels[1] and len(labels[0]) == 22
     assert not list((tmp_path / "two").rglob(".unfinished*"))
     assert not (tmp_path / "two" / "pgnn" / "previous").exists()
+
+
+@pytest.mark.slow
+def test_a_process_of_a_training_is_killed(
+    shapes_root: Path, tmp_path: Path, kills: ModuleType, in_two: Callable[..., None]
+) -> None:
+    """The other one ends by itself, and the same command goes on to the same bytes."""
+    out, log = tmp_path / "run", tmp_path / "log"
+    run = ["run", f"--root={shapes_root}", *TRAINED, f"--out={out}"]
+    kept = (".png", ".npy", ".pt")
+    in_two(log, *run)
+    whole = files(out / "pgnn", kept)
+    shutil.rmtree(out)
+    stage = kills.Stage("training", "pgnn/checkpoints/last.ckpt", "pgnn/model.pt")
+    killed = kills.killed(kills.start(run, log, ranks=2), out, stage, delay=0.0, victim=1)
+    assert killed is not None and killed.processes == [2, -signal.SIGKILL]
+    assert " ".join(log.read_text().split()).count("another process of this job has ended") == 1
+    in_two(log, *run)
+    assert files(out / "pgnn", kept) == whole and len(whole) == 22
 
 
 SEGMENT = [
