@@ -222,6 +222,7 @@ def train(
         raise_problems(find_problems(config.data, config.network))
 
     ranks.first(check)
+    ranks.check_shared(Path(out) / "config.json")
     dataset = config.data.build()
     path = pipeline.train(config, model, Path(out), dataset, Path(out) / "stems", ranks=ranks)
     console.print(f"model: {path}")

@@ -69,6 +69,7 @@ def run(
     segment = config.segment_on(out / config.model / "labels")
     if metrics := ranks.first(lambda: _started(config, segment, out)):
         return metrics
+    ranks.check_shared(out / "config.json")
     with recording(out / "cost.json") if ranks.is_first else nullcontext():
         metrics = _stages(config, out, segment, cache, ranks)
     if not ranks.is_first:

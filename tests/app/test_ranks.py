@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -213,7 +214,13 @@ def test_groups_are_shared_as_they_are_drawn(shapes_root: Path, tmp_path: Path) 
     network = PGNN("vgg_tiny", 5, weights=None, output_stride=8, layers=0)
 
     def drawn(ranks: Ranks) -> list[list[tuple[int, float]]]:
-        options = {"augment": "crop", "size": 32, "workers": 0, "epoch": 1, "ranks": ranks}
+        options: dict[str, Any] = {
+            "augment": "crop",
+            "size": 32,
+            "workers": 0,
+            "epoch": 1,
+            "ranks": ranks,
+        }
         loader = group_loader(network.backbone, photos, tmp_path, **options)
         return [
             [*zip(batch["index"].tolist(), batch["image"].sum(dim=(1, 2, 3)).tolist(), strict=True)]
