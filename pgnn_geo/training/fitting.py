@@ -57,7 +57,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         save_tensors(path, checkpoint)
 
 
-class RanksEnvironment(LightningEnvironment):
+class _RanksEnvironment(LightningEnvironment):
     """Tells Lightning of processes that have met, whoever started them; each has one device.
 
     Args:
@@ -152,7 +152,10 @@ def fit(
         accelerator=default_device().type,
         devices=[torch.cuda.current_device()] if here and torch.cuda.is_available() else devices,
         # Named, as Lightning would take the variables of SLURM for processes to wait for.
-        plugins=[AtomicCheckpointIO(), RanksEnvironment(ranks) if here else LightningEnvironment()],
+        plugins=[
+            AtomicCheckpointIO(),
+            _RanksEnvironment(ranks) if here else LightningEnvironment(),
+        ],
         strategy=strategy,
         precision=resolve_precision(precision),
         default_root_dir=out,
