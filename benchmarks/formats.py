@@ -5,8 +5,9 @@
 Tiny drawn photos in folders, a file of tags in each format, and label images of 500 x 375 with
 five parts and a hole (a few of them, linked to under every id). An import is `TaggedFolder` on the
 photos, listing included: nothing of a photo is decoded but where two have the same name, in a
-folder for each class. An export is `write_exports`; `decoding` is the reading of all label images
-alone, which every export does once, and is taken off. OUT/formats.md holds the table.
+folder for each class; that of a Hugging Face data set is `unpack`, which writes the photos. An
+export is `write_exports`; `decoding` is the reading of all label images alone, which every export
+does once, and is taken off. OUT/formats.md holds the table.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from PIL import Image
 
 from pgnn_geo.datasets import TaggedFolder
 from pgnn_geo.datasets.formats import FOLDERS, FORMATS
+from pgnn_geo.datasets.hugging_face import unpack
 from pgnn_geo.errors import InputNote
 from pgnn_geo.io.exports import EXPORTS, check_exports, write_exports
 from pgnn_geo.io.files import atomic_write
 from pgnn_geo.io.masks import load_mask, save_mask
 
 CLASSES = ("cat", "dog", "traffic light", "person", "sheep")
+HUGGING_FACE = "hugging_face"
 Rows = dict[str, list[int]]  # numbers of the classes of each photo
 
 
@@ -129,6 +132,21 @@ def class_folders(photos: Path, root: Path, rows: Rows) -> None:
             os.link(photos / name, path)
 
 
+def hugging_face(photos: Path, source: Path, rows: Rows) -> None:
+    """The photos and tags as their library keeps them."""
+    import datasets
+
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "labels": datasets.Sequence(datasets.ClassLabel(names=list(CLASSES))),
+        }
+    )
+    images = [{"bytes": (photos / name).read_bytes(), "path": name} for name in rows]
+    packed = {"image": images, "labels": list(rows.values())}
+    datasets.Dataset.from_dict(packed, features=features).save_to_disk(source)
+
+
 def label_images(folder: Path, rows: Rows) -> None:
     """Label images of 500 x 375 under the id of every photo."""
     y, x = np.mgrid[:375, :500]
@@ -185,6 +203,10 @@ def main() -> None:
     for name, (root, tags) in sources.items():
         if wanted(name):
             add("in", name, seconds(lambda root=root, tags=tags: TaggedFolder(root, tags)))
+    if wanted(HUGGING_FACE):
+        source, out = work / "packed", work / "unpacked"
+        hugging_face(work / "photos", source, rows)
+        add("in", HUGGING_FACE, seconds(lambda: unpack(source, out)))
     decoding = seconds(lambda: [load_mask(labels / f"{image_id}.png") for image_id in ids])
     add("", "decoding of label images", decoding)
     for name in EXPORTS:

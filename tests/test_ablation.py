@@ -73,7 +73,7 @@ def finished(voc: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
             time.sleep(0.01)
         process.kill()
         process.wait()
-    left = times(out, "cells/*.json") | times(out, "train/*/model.pt")
+    left = times(out, "cells/*.json") | times(out, "train/*/model")
     assert left, (out / "killed.txt").read_text()
     ablation(*arguments)
     return out, left
@@ -83,8 +83,8 @@ def test_a_killed_run_is_completed_and_nothing_is_done_twice(
     finished: tuple[Path, dict[str, int]],
 ) -> None:
     out, left = finished
-    now = times(out, "cells/*.json") | times(out, "train/*/model.pt")
-    models = {f"train/{name}-seed{k}/model.pt" for name in ("cam", "pgnn") for k in (0, 1)}
+    now = times(out, "cells/*.json") | times(out, "train/*/model")
+    models = {f"train/{name}-seed{k}/model" for name in ("cam", "pgnn") for k in (0, 1)}
     cells = {f"cells/{cell(out, name, k)}.json" for name in ("cam", "pgnn") for k in (0, 1)}
     assert set(now) == models | cells
     assert len(left) < len(now) and {name: now[name] for name in left} == left
@@ -102,7 +102,7 @@ def test_a_cell_says_what_the_labels_of_its_model_are_worth(
         assert found["background"] == config.labels_of(name).background
         maps = replace(config.maps_of(name), size=64)
         folder = out / "train" / f"{name}-seed{seed}"
-        model, classes, ledger, _ = load_attention_model(folder / "model.pt")
+        model, classes, ledger, _ = load_attention_model(folder / "model")
         truth = VOC2012(voc, "train", with_masks=True)
         matrix = ConfusionMatrix(len(classes), classes)
         for item, own in zip(truth, attention_maps(model, truth, maps), strict=False):

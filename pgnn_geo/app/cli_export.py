@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pgnn_geo.datasets import TaggedDataset, load_photo
+from pgnn_geo.datasets.config import DataConfig
+from pgnn_geo.datasets.formats.read import is_packed
 from pgnn_geo.datasets.hugging_face import unpack as unpack_hugging_face
+from pgnn_geo.datasets.hugging_face import unpack_once
 from pgnn_geo.datasets.photos import find_photos
-from pgnn_geo.errors import InputError
+from pgnn_geo.errors import InputError, note
 from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.exports import Export, write_exports
 from pgnn_geo.io.run_folder import console, progress
+from pgnn_geo.ranks import Ranks
 
 
 def export(
@@ -62,6 +67,29 @@ def unpack(
         soft_wrap=True,
         highlight=False,
     )
+
+
+def unpacked(root: str, out: Path, ranks: Ranks, **source: Any) -> DataConfig:
+    """Return which photos a run is of: those of a packed data set are written to OUT/photos first.
+
+    Args:
+        root (str): Folder or file of the data set.
+        out (Path): Folder of the run.
+        ranks (Ranks): Its processes.
+        **source: The other options of :class:`~pgnn_geo.datasets.config.DataConfig`.
+    """
+    if source.get("data") != "auto" or not is_packed(Path(root)):
+        return DataConfig(root=root, **source)
+    named = source.get("classes")
+    names = None if named is None else [name.strip() for name in named.split(",")]
+    split = source.get("split", DataConfig.split)
+
+    def write() -> Path:
+        note(f"'{root}' is a Hugging Face data set; its photos are written to '{out / 'photos'}'")
+        return unpack_once(root, out / "photos", split, names, progress)
+
+    tags = ranks.first(write)
+    return DataConfig(root=str(tags.parent), **source | {"data": "folder", "tags": str(tags)})
 
 
 def export_photos(

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Callback, seed_everything
 from torch import Tensor
 
+from pgnn_geo.app.added_tags import with_added_tags
 from pgnn_geo.app.certain import certain_photos, ignored_share, maps_beside
 from pgnn_geo.app.config import SegmentConfig
 from pgnn_geo.app.evaluation import evaluate
@@ -156,7 +157,7 @@ def labelled_photos(config: SegmentConfig) -> tuple[TaggedDataset, SupervisionLe
             true masks where they are asked for.
     """
     photos = config.data.build()
-    full = ledger_of(config, photos)
+    full = ledger_of(config.network, photos, config.data.name)
     if config.labels == TRUTH:
         if config.mutual != "off":
             raise InputError("The mutual complement rewrites pseudo-labels, not true masks.")
@@ -170,6 +171,7 @@ def labelled_photos(config: SegmentConfig) -> tuple[TaggedDataset, SupervisionLe
     folder = Path(config.labels)
     if not folder.is_dir():
         raise InputError(f"There is no folder of label images {folder}.")
+    photos = with_added_tags(photos, folder)
     dataset = photos.with_masks([folder / f"{i}.png" for i in photos.image_ids])
     used = full if config.mutual == "tags" else SupervisionLedger(weights=full.weights)
     return dataset, _label_ledger(folder, dataset.classes).merged(used)

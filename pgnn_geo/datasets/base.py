@@ -184,6 +184,23 @@ class TaggedDataset(Dataset[Item]):
         other.transform = transform
         return other
 
+    def with_tags(self, tags: Tensor) -> Self:
+        """The same photos with other tags.
+
+        Args:
+            tags (torch.Tensor): Multi-hot tags :math:`(M, K)`.
+
+        Raises:
+            InputError: If their shape is another one.
+        """
+        if tags.shape != (len(self), len(self.classes)):
+            raise InputError(
+                f"tags: shape {tuple(tags.shape)}, want {(len(self), len(self.classes))}"
+            )
+        other = copy.copy(self)
+        other.tags = tags
+        return other
+
     def with_masks(self, paths: Sequence[Path]) -> Self:
         """The same photos with other masks, such as pseudo-labels: 0, 1..K as they are, 255.
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.datasets.photo_file import photo_suffix
 from pgnn_geo.errors import InputError
-from pgnn_geo.io.files import atomic_write
+from pgnn_geo.io.files import atomic_write, first_difference, write_json
 
 #: Names of columns that are taken for tags where their type alone does not say it.
 TAG_COLUMNS = frozenset(
@@ -116,6 +117,40 @@ def unpack(
     except OSError as error:
         raise InputError(f"'{out}' cannot be written: {error}") from error
     return Unpacked(len(photos), tuple(sorted({n for own in named for n in own})), name)
+
+
+def unpack_once(
+    source: str | os.PathLike[str],
+    out: Path,
+    split: str,
+    classes: Sequence[str] | None = None,
+    progress: Callable[[Iterable[Any], str, int], Iterable[Any]] = lambda rows, title, size: rows,
+) -> Path:
+    """Unpack a data set by :func:`unpack` unless that is done, and return its :obj:`labels.csv`.
+
+    Args:
+        source, classes, progress: See :func:`unpack`.
+        out (Path): The folder of the photos; :obj:`unpacked.json` in it says what they are of.
+        split (str): Which split, if there are several.
+
+    Raises:
+        InputError: As :func:`unpack`, or if the folder has the photos of something else.
+    """
+    record, path = out / "unpacked.json", out / "labels.csv"
+    wanted = {"source": str(Path(source).resolve()), "split": split, "classes": classes}
+    if record.is_file():
+        if difference := first_difference(json.loads(record.read_text()), wanted):
+            raise InputError(
+                f"'{out}' has photos of another data set ({difference}); choose another --out"
+            )
+        if path.is_file():
+            return path
+    splits = _splits(Path(source))
+    chosen = split if split in splits or len(splits) > 1 else None
+    _choose_split(splits, chosen, Path(source))  # before a folder is made
+    write_json(record, wanted)
+    unpack(source, out, chosen, classes=classes, progress=progress)
+    return path
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -68,6 +68,8 @@ def stem_bank(
         "stages": backbone.frozen_stages,
         "precision": resolve_precision(precision, backbone.device),
     }
+    if backbone.frozen_stages == len(backbone.stages):  # else its stride is that of stages to come
+        key["stride"] = backbone.output_stride
 
     def batches(first: int) -> Iterator[Tensor]:
         photos = photo_batches(dataset, view, BATCH, first=first)

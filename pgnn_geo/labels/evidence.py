@@ -2,6 +2,7 @@ r"""Evidence of classes from image tags alone: a convex fit on the mean features
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,7 +17,9 @@ class TagEvidence(NamedTuple):
     bias: Tensor  #: :math:`(K)`
 
 
-def fit_tag_evidence(features: Tensor, tags: Tensor, penalty: float = 1e-6) -> TagEvidence:
+def fit_tag_evidence(
+    features: Tensor, tags: Tensor, penalty: float = 1e-6, known: Tensor | None = None
+) -> TagEvidence:
     r"""Fit one logistic regression per class to the mean features of photos.
 
     .. math::
@@ -32,10 +35,12 @@ def fit_tag_evidence(features: Tensor, tags: Tensor, penalty: float = 1e-6) -> T
         features (torch.Tensor): The mean features of the photos, centred.
         tags (torch.Tensor): Their multi-hot tags.
         penalty (float): :math:`\lambda`, positive. (default: :obj:`1e-6`)
+        known (torch.Tensor, optional): Pairs of photo and class that the sum is over, bool; all by
+            default.
 
     Shapes:
         - **features:** :math:`(M, C)`
-        - **tags:** :math:`(M, K)`
+        - **tags, known:** :math:`(M, K)`
         - **output:** weight :math:`(K, C)` and bias :math:`(K)`, float32
 
     Raises:
@@ -49,13 +54,42 @@ def fit_tag_evidence(features: Tensor, tags: Tensor, penalty: float = 1e-6) -> T
     if penalty <= 0:
         raise InputError(f"penalty={penalty}: want more than 0")
     check_tags(tags)
+    return _fit(features, tags, penalty, known)
+
+
+def held_out_probabilities(
+    features: Tensor, tags: Tensor, penalty: float = 1e-6, folds: int = 5
+) -> Tensor:
+    """Return how likely each tag is by a fit of :func:`fit_tag_evidence` to other photos alone.
+
+    Args:
+        features, tags, penalty: See :func:`fit_tag_evidence`.
+        folds (int): Parts, each of every so-manieth photo, of which one is left out at a time.
+            (default: :obj:`5`)
+
+    Returns:
+        Probabilities :obj:`[M, K]`, float32.
+    """
+    part = torch.arange(len(tags)) % folds
+    found = torch.empty(tags.shape)
+    for fold in range(min(folds, len(tags))):
+        out = part == fold
+        weight, bias = _fit(features[~out], tags[~out], penalty)
+        found[out] = (features[out] @ weight.t() + bias).sigmoid()
+    return found
+
+
+def _fit(
+    features: Tensor, tags: Tensor, penalty: float, known: Tensor | None = None
+) -> TagEvidence:
     x, t = features.double(), 2 * tags.double() - 1
     shape = (tags.size(1), features.size(1) + 1)
+    counted = torch.ones_like(t) if known is None else known.to(t)
 
     def loss(parameters: Tensor) -> Tensor:
         w = parameters.view(shape)
         margin = t * (x @ w[:, :-1].t() + w[:, -1])
-        return F.softplus(-margin).sum() / len(x) + penalty / 2 * w.square().sum()
+        return (counted * F.softplus(-margin)).sum() / len(x) + penalty / 2 * w.square().sum()
 
     w = minimise(loss, x.new_zeros(shape).flatten()).view(shape).float()
     return TagEvidence(w[:, :-1].contiguous(), w[:, -1].contiguous())

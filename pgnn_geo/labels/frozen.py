@@ -4,15 +4,13 @@ r"""From frozen features and tags to attention maps: evidence, propagation, posi
     \text{tags} \xrightarrow{\text{logistic regression}} A^{(1)} \xrightarrow{\text{prototypes}}
     A^{(2)} \xrightarrow{\text{classifier of positions}} A^{(3)} \xrightarrow{\text{within}} A
 
-With :obj:`objectness` each learns from the maps before where the other classes see objects. With a
-:obj:`memory`, positions read the labels of other photos' positions in the place of the classifier.
+With :obj:`objectness` each learns from the maps before where the other classes see objects.
 
 Everything that is fitted is convex or starts at zero, over all data in every step: the same
 photos and tags give the same maps.
 """
 
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +18,9 @@ from torch import Tensor, nn
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import Features
 from pgnn_geo.features.whitening import WhitenedFeatures, Whitening
-from pgnn_geo.labels.evidence import fit_tag_evidence
+from pgnn_geo.labels.absence import class_thresholds, doubtful, photo_scores
+from pgnn_geo.labels.evidence import fit_tag_evidence, held_out_probabilities
 from pgnn_geo.labels.evidence_config import EvidenceConfig, StepName
-from pgnn_geo.labels.memory import LabelMemory, fill_memory, marks_of
 from pgnn_geo.labels.objectness import fit_objectness, on_objects
 from pgnn_geo.labels.position_classifier import (
     Positions,
@@ -57,6 +55,8 @@ class EvidenceModel(nn.Module):
         config (EvidenceConfig, optional): How; default values if not given.
     """
 
+    absence: Tensor | None
+
     def __init__(self, num_classes: int, channels: int, config: EvidenceConfig | None = None):
         super().__init__()
         self.config = config or EvidenceConfig()
@@ -68,10 +68,9 @@ class EvidenceModel(nn.Module):
         self.propagation = CongenericPropagation(
             self.config.kernel, mean=torch.zeros(channels), power=self.config.power
         )
-        self.memory: LabelMemory | None = None
-        if size := self.config.memory:
-            settings = self.config.memory_power, self.config.memory_directions
-            self.memory = LabelMemory(num_classes, channels, size, *settings)
+        # Scores above which absent tags are not believed, see labels/absence.py.
+        never = torch.full((num_classes,), float("inf"))
+        self.register_buffer("absence", None if self.config.absence is None else never)
 
     def maps(
         self,
@@ -102,9 +101,34 @@ class EvidenceModel(nn.Module):
         features, grid = self.seen(features), self._grid(features)
         return self._complete(features, tags, step, device, grid, confidence, ranks)
 
+    def with_missing(
+        self,
+        features: Features,
+        tags: Tensor,
+        device: torch.device | str = "cpu",
+        ranks: Ranks = ALONE,
+    ) -> Tensor:
+        """Return the tags of photos and those whose absence is not believed, :obj:`[M, K]`, bool.
+
+        Args:
+            features, tags, device, ranks: See :meth:`maps`.
+        """
+        if self.absence is None:
+            return tags.bool()
+        scores = self._scores(features, device, ranks)
+        return tags.bool() | doubtful(scores, tags, self.absence.cpu())
+
+    def _scores(self, features: Features, device: torch.device | str, ranks: Ranks) -> Tensor:
+        features, grid = self.seen(features), self._fit_grid(features)
+        return photo_scores(self.classifier, self.propagation, features, grid, device, ranks)
+
     def _grid(self, features: Features) -> int:
         side = features.shape[-1]
         return min(self.config.grid or side, side)
+
+    def _fit_grid(self, features: Features) -> int:
+        grid = self._grid(features)
+        return min(grid, self.config.fit_grid or grid)
 
     def seen(self, features: Features) -> Features:
         """Return features of photos as all steps compare them: whitened, or as they are."""
@@ -114,7 +138,7 @@ class EvidenceModel(nn.Module):
         self,
         features: Features,
         tags: Tensor,
-        step: StepName | Literal["linear"],
+        step: StepName,
         device: torch.device | str,
         grid: int,
         confidence: float = 0.0,
@@ -127,12 +151,8 @@ class EvidenceModel(nn.Module):
         elif step == "prototypes":
             steps = [from_prototypes(self.prototypes), travel]
         else:
-            last = step == "classifier"
-            read = (
-                self._last_probabilities(features, device, ranks) if last else self._probabilities
-            )
             # One step: propagated probabilities are still on the scale of probabilities.
-            steps = [lambda graphs, values: travel(graphs, read(graphs, values))]
+            steps = [lambda graphs, values: travel(graphs, self._probabilities(graphs, values))]
         return complete(features, start, steps, grid, device, confidence, ranks)
 
     def before_propagation(
@@ -147,7 +167,7 @@ class EvidenceModel(nn.Module):
         start = TaggedMaps.empty(tags, features.shape[-1])
         step: Step = from_prototypes(self.prototypes)
         if self.config.last_step == "classifier":
-            step = self._last_probabilities(features, device)
+            step = self._probabilities
         start = complete(features, start, [step], grid, device)
         return Propagated(features, start, self.propagation, grid, device)
 
@@ -159,25 +179,6 @@ class EvidenceModel(nn.Module):
     def _probabilities(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
         unit = centered_unit(graphs.x, self.propagation.mean)
         return position_maps(self.classifier, unit, graphs.tags)
-
-    def _last_probabilities(
-        self, features: Features, device: torch.device | str, ranks: Ranks = ALONE
-    ) -> Step:
-        """The step that tells the classes of positions: from the memory, if there is one."""
-        if (memory := self.memory) is None:
-            return self._probabilities
-        marks = marks_of(mean_features(features, device, ranks)).to(device)
-
-        def step(graphs: PhotoGraphs, values: Tensor) -> Tensor:
-            unit = centered_unit(graphs.x, self.propagation.mean)
-            photos = zip(*(x.chunk(len(graphs.photos)) for x in (unit, graphs.tags)), strict=True)
-            read = [
-                memory.read(u, tags[0], marks[photo])
-                for photo, (u, tags) in zip(graphs.photos, photos, strict=True)
-            ]
-            return torch.cat(read)
-
-        return step
 
 
 @torch.no_grad()
@@ -211,16 +212,21 @@ def fit_evidence(
     if config.whitening is not None:
         fit = partial(Whitening.fit, features, config.whitening, device)
         model.whitening = ranks.first(fit).to(device)
+    bank = features
     features = model.seen(features)
     means = mean_features(features, device, ranks)
     mean = means.mean(dim=0)
     assert model.propagation.mean is not None  # which the constructor gave it
     model.propagation.mean.copy_(mean)
-    penalty = config.evidence_penalty
-    weight, _ = ranks.first(lambda: fit_tag_evidence(means - mean, tags, penalty))
+    penalty, possible = config.evidence_penalty, tags.bool()
+    if config.absence is not None:
+        likely = ranks.first(lambda: held_out_probabilities(means - mean, tags, penalty))
+        thresholds = class_thresholds(likely, tags, config.absence)
+        possible = possible | doubtful(likely, tags, thresholds)
+    known = possible == tags.bool()
+    weight, _ = ranks.first(lambda: fit_tag_evidence(means - mean, tags, penalty, known))
     model.evidence.copy_(weight)
-    grid = model._grid(features)
-    grid = min(grid, config.fit_grid or grid)
+    grid = model._fit_grid(features)
     maps = model._complete(features, tags, "evidence", device, grid, ranks=ranks)
     if config.evidence_window > 1:
         maps = maps.averaged(config.evidence_window)
@@ -232,15 +238,14 @@ def fit_evidence(
         fitted = fit_prototypes(features, maps, mean, config.threshold, grid, device, ranks)
         model.prototypes.load_state_dict(fitted.state_dict())
     for turn in range(config.classifier_rounds):
-        step: Literal["prototypes", "linear"] = "linear" if turn else "prototypes"
+        step: StepName = "classifier" if turn else "prototypes"
         maps = _learned_from(model, features, tags, step, grid, device, ranks)
-        positions = _positions(model, features, maps, grid, device, ranks)
+        positions = _positions(model, features, maps, possible, grid, device, ranks)
         start = model.classifier if config.warm_start and turn else None
         model.classifier.copy_(ranks.first(partial(_classifier, positions, config, start)))
-    if model.memory is not None:
-        maps = _learned_from(model, features, tags, "linear", grid, device, ranks)
-        sure = config.positions, config.foreground, config.background, config.memory_balance
-        fill_memory(model.memory, features, maps, means, *sure, grid, device, ranks)
+    if config.absence is not None and model.absence is not None:
+        scores = model._scores(bank, device, ranks)
+        model.absence.copy_(class_thresholds(scores, tags, config.absence))
     return model
 
 
@@ -248,7 +253,7 @@ def _learned_from(
     model: EvidenceModel,
     features: Features,
     tags: Tensor,
-    step: Literal["prototypes", "linear"],
+    step: StepName,
     grid: int,
     device: torch.device | str,
     ranks: Ranks,
@@ -287,6 +292,7 @@ def _positions(
     model: EvidenceModel,
     features: Features,
     maps: TaggedMaps,
+    possible: Tensor,
     grid: int,
     device: torch.device | str,
     ranks: Ranks,
@@ -304,8 +310,9 @@ def _positions(
         values = graphs.nodes(maps.dense(graphs.photos))
         label = confident_labels(values, graphs.tags, config.foreground, config.background)
         chosen = graphs.sample(count)
-        allowed = torch.nn.functional.pad(graphs.tags[chosen], (1, 0), value=True)
+        own = possible[graphs.photos].to(chosen.device)[graphs.batch.image_batch[chosen]]
+        allowed = torch.nn.functional.pad(own, (1, 0), value=True)
         unit = centered_unit(graphs.x[chosen], model.propagation.mean)
         parts.append(Positions(unit.cpu(), label[chosen].cpu(), allowed.cpu()))
-    own = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Positions(*(ranks.cat(part).to(device) for part in own))
+    joined = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Positions(*(ranks.cat(part).to(device) for part in joined))

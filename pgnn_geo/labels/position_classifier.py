@@ -17,7 +17,7 @@ class Positions(NamedTuple):
 
     features: Tensor  #: centred unit features :math:`(N, C)`
     label: Tensor  #: :math:`(N)`: 0 background, 1..K, or -1 where the maps are not sure
-    allowed: Tensor  #: bool :math:`(N, K + 1)`: background and the tags of the photo
+    allowed: Tensor  #: bool :math:`(N, K + 1)`: background and what the photo may show
 
 
 def confident_labels(

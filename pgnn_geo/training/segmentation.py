@@ -220,7 +220,8 @@ def train_segmentation(
             )
         folder = stem_folder or out / "stems"
         options = config.size, config.precision, progress, ranks
-        data.stems = padded_stems(network.backbone, data.dataset, folder, *options)
+        with network.at_output_stride(config.train_stride):  # the last stage may be frozen too
+            data.stems = padded_stems(network.backbone, data.dataset, folder, *options)
     module = SegmentationModule(network, config)
     epochs = config.num_epochs(len(data.dataset), ranks.size)
     with network.at_output_stride(config.train_stride):

@@ -133,7 +133,7 @@ def test_a_trained_network_in_two_processes(
     log = (tmp_path / "log").read_text()
     assert log.count("epoch 3/3") == 1  # which one of them says
     one, two = (
-        load_attention_model(tmp_path / name / "pgnn" / "model.pt")[0].state_dict()
+        load_attention_model(tmp_path / name / "pgnn" / "model")[0].state_dict()
         for name in ("one", "two")
     )
     assert one.keys() == two.keys()
@@ -154,11 +154,11 @@ def test_a_process_of_a_training_is_killed(
     """The other one ends by itself, and the same command goes on to the same bytes."""
     out, log = tmp_path / "run", tmp_path / "log"
     run = ["run", f"--root={shapes_root}", *TRAINED, f"--out={out}"]
-    kept = (".png", ".npy", ".pt")
+    kept = (".png", ".npy", ".safetensors")
     in_two(log, *run)
     whole = files(out / "pgnn", kept)
     shutil.rmtree(out)
-    stage = kills.Stage("training", "pgnn/checkpoints/last.ckpt", "pgnn/model.pt")
+    stage = kills.Stage("training", "pgnn/checkpoints/last.ckpt", "pgnn/model")
     killed = kills.killed(kills.start(run, log, ranks=2), out, stage, delay=0.0, victim=1)
     assert killed is not None and killed.processes == [2, -signal.SIGKILL]
     assert " ".join(log.read_text().split()).count("another process of this job has ended") == 1

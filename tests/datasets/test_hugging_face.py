@@ -12,7 +12,7 @@ from PIL import Image
 from pgnn_geo.app.cli import main
 from pgnn_geo.datasets import TaggedFolder
 from pgnn_geo.datasets.formats import recognise
-from pgnn_geo.datasets.hugging_face import unpack
+from pgnn_geo.datasets.hugging_face import unpack, unpack_once
 from pgnn_geo.errors import InputError
 
 hf = pytest.importorskip("datasets")
@@ -181,3 +181,39 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(InputError, match="cannot be read as a Hugging Face data set"):
         unpack(tmp_path / "torn.parquet", tmp_path / "out")
+
+
+def test_a_run_unpacks_it_once_into_its_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = dataset(NUMBERS, lists(hf.ClassLabel(names=CLASSES)))
+    hf.DatasetDict({"train": made, "test": made.select([0, 1])}).save_to_disk(tmp_path / "a")
+    out, tiny = tmp_path / "run", ["--evidence.positions", "64", "--evidence.iterations", "2"]
+    command = ["run", "--data", "auto", "--root", str(tmp_path / "a"), "--out", str(out), *tiny]
+    command += ["--features.size", "32", "--network.backbone", "vgg_tiny", "--network.weights"]
+    command += ["TEXTURES", "--segment", "off", "--labels.refine", "none"]
+    main(command)
+    assert "its photos are written to" in capsys.readouterr().out
+    assert len(list((out / "pgnn" / "labels").glob("*.png"))) == 4
+    assert names_in(out / "photos") == WANTED
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    main(command)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+    with pytest.raises(SystemExit):
+        main([*command, "--split", "test"])
+    assert "photos of another data set (split: 'train' there" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--split", "val", "--out", str(tmp_path / "b")])
+    assert "has train, test" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_killed_unpacking_of_a_run_is_gone_on_with(tmp_path: Path) -> None:
+    dataset(NUMBERS, lists(hf.ClassLabel(names=CLASSES))).save_to_disk(tmp_path / "a")
+    tags = unpack_once(tmp_path / "a", tmp_path / "photos", "train")
+    tags.unlink()
+    (tmp_path / "photos" / "000002.jpg").unlink()
+    before = (tmp_path / "photos" / "000000.jpg").stat().st_mtime_ns
+    assert unpack_once(tmp_path / "a", tmp_path / "photos", "train") == tags
+    assert (tmp_path / "photos" / "000000.jpg").stat().st_mtime_ns == before
+    assert names_in(tmp_path / "photos") == WANTED

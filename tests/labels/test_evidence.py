@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels.evidence import fit_tag_evidence
+from pgnn_geo.labels.evidence import fit_tag_evidence, held_out_probabilities
 
 
 @pytest.fixture
@@ -53,3 +53,29 @@ def test_what_cannot_be_told_from_tags_is_refused(photos):
         fit_tag_evidence(*photos, penalty=0)
     with pytest.raises(InputError, match=r"want \[M, C\] and \[M, K\]"):
         fit_tag_evidence(x[:5], photos[1])
+
+
+def test_pairs_that_are_not_known_say_nothing():
+    torch.manual_seed(0)
+    x, tags = torch.randn(40, 5), torch.rand(40, 2) < 0.5
+    known = torch.ones(40, 2, dtype=torch.bool)
+    known[:15, 1] = False
+    wrong = tags.clone()
+    wrong[:15, 1] ^= True  # which would matter if it were looked at
+    found = fit_tag_evidence(x, tags, 0.01, known)
+    again = fit_tag_evidence(x, wrong, 0.01, known)
+    torch.testing.assert_close(found, again, atol=1e-5, rtol=0)
+    assert (fit_tag_evidence(x, wrong, 0.01).weight[1] - found.weight[1]).abs().max() > 0.1
+    alone = fit_tag_evidence(x, tags, 0.01)
+    torch.testing.assert_close(found.weight[0], alone.weight[0], atol=1e-5, rtol=0)
+
+
+def test_held_out_probabilities_are_of_a_fit_to_other_photos():
+    torch.manual_seed(0)
+    x, tags = torch.randn(23, 5), torch.rand(23, 2) < 0.5
+    found = held_out_probabilities(x, tags, 0.01, folds=4)
+    for photo in (0, 5, 22):
+        others = torch.arange(23) % 4 != photo % 4
+        weight, bias = fit_tag_evidence(x[others], tags[others], 0.01)
+        expected = 1 / (1 + (-(weight @ x[photo] + bias)).exp())
+        torch.testing.assert_close(found[photo], expected, atol=1e-5, rtol=0)

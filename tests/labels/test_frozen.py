@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels.evidence import fit_tag_evidence
+from pgnn_geo.labels.evidence import fit_tag_evidence, held_out_probabilities
 from pgnn_geo.labels.evidence_config import EvidenceConfig
 from pgnn_geo.labels.frozen import EvidenceModel, fit_evidence
 from pgnn_geo.labels.position_classifier import Positions, fit_position_classifier
@@ -250,6 +250,10 @@ def test_wrong_input_is_named():
     for window, words in ((0, "want 1 or more"), (4, "want an odd number")):
         with pytest.raises(InputError, match=f"evidence_window={window}: {words}"):
             EvidenceConfig(evidence_window=window)
+    with pytest.raises(InputError, match=r"absence=1\.0: want more than 0 and less than 1"):
+        EvidenceConfig(absence=1.0)
+    with pytest.raises(InputError, match="judged by the classifier: want classifier_rounds of 1"):
+        EvidenceConfig(absence=0.7, classifier_rounds=0)
     with pytest.raises(InputError, match="whitening=0: want more than 0"):
         EvidenceConfig(whitening=0)
     model = fit_evidence(x, tags, replace(CONFIG, classifier_rounds=0))
@@ -259,3 +263,43 @@ def test_wrong_input_is_named():
         EvidenceConfig(fit_grid=0)
     with pytest.raises(InputError, match="confidence=2: want 0 to 1"):
         EvidenceConfig(confidence=2)
+
+
+def test_missing_tags_are_found_and_cost_little_where_absence_is_not_trusted():
+    """Photos of two bodies each; a fifth of them has only one of the two tags."""
+    x, tags, _ = scenes(60)
+    full = tags | F.one_hot((torch.arange(60) + 1 + torch.arange(60) // 3 % 2) % 3, 3).bool()
+    kept = full.clone()
+    kept[::5] = tags[::5]
+    model = fit_evidence(x, kept, replace(CONFIG, absence=0.1))
+    added = model.with_missing(x, kept) & ~kept
+    assert (added & full).sum() >= 0.5 * (full & ~kept).sum()
+    assert (added & ~full).sum() <= 0.2 * added.sum()
+    copy = EvidenceModel(3, 24, model.config)
+    copy.load_state_dict(model.state_dict())
+    assert torch.equal(copy.with_missing(x, kept) & ~kept, added)
+    plain = fit_evidence(x, kept, CONFIG)
+    assert torch.equal(plain.with_missing(x, kept), kept)
+    assert "absence" not in plain.state_dict()  # so that models of before are read
+
+
+def test_doubtful_absence_is_not_learned_from(monkeypatch):
+    x, tags, _ = scenes(12)
+    seen = []
+    fit = fit_position_classifier
+
+    def spy(positions, *args, **options):
+        seen.append(positions.allowed)
+        return fit(positions, *args, **options)
+
+    monkeypatch.setattr("pgnn_geo.labels.frozen.fit_position_classifier", spy)
+    model = fit_evidence(x, tags, replace(CONFIG, absence=0.05, classifier_rounds=1))
+    likely = held_out_probabilities(x.mean((2, 3)) - x.mean((0, 2, 3)), tags, 1e-3)
+    least = torch.stack([likely[tags[:, k], k].quantile(0.05) for k in range(3)])
+    possible = tags | (likely > least)
+    assert possible.sum() > tags.sum()
+    rows = seen[0].unflatten(0, (12, -1))
+    assert torch.equal(rows[:, 0, 1:], possible) and bool(rows[..., 0].all())
+    means = x.mean((2, 3))
+    weight, _ = fit_tag_evidence(means - means.mean(0), tags, 1e-3, possible == tags)
+    torch.testing.assert_close(model.evidence, weight, atol=1e-4, rtol=1e-3)

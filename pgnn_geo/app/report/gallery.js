@@ -23,8 +23,8 @@ function layerName(gallery, layer) {
 }
 
 function layersOf(gallery, photo) {
-  const maps = gallery.layers.filter((layer) => layer.maps && photo.there.includes(layer.key))
-    .flatMap((layer) => photo.tags.map((label) => `${layer.key}/${label}`));
+  const maps = Object.entries(photo.maps)
+    .flatMap(([key, labels]) => labels.map((label) => `${key}/${label}`));
   const labels = gallery.layers.map((layer) => layer.key).filter((key) => photo.there.includes(key));
   return ["photo", ...maps, ...labels];
 }

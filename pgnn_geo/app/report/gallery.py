@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pgnn_geo.app.added_tags import with_added_tags
 from pgnn_geo.app.labelling import EXPLAINED, MAPS
 from pgnn_geo.app.report.runs import RESULTS, Run
 from pgnn_geo.datasets import TaggedDataset
@@ -47,6 +48,14 @@ class Gallery(NamedTuple):
     photos: TaggedDataset
     truth: TaggedDataset | None
     layers: list[Layer]
+
+
+class _Maps(NamedTuple):
+    """Attention maps that label images were made from."""
+
+    rows: NDArray[np.uint8]  #: one map after the other
+    starts: NDArray[np.intp]  #: the row at which each photo's begin
+    tags: Tensor  #: whose they are :obj:`[M, K]`
 
 
 def galleries(run: Run) -> tuple[list[Gallery], list[str]]:
@@ -102,10 +111,7 @@ def write_gallery(
     }
     entry = {
         "title": gallery.title,
-        "layers": [
-            {"key": layer.key, "title": layer.title, "maps": maps[layer.key] is not None}
-            for layer in gallery.layers
-        ],
+        "layers": [{"key": layer.key, "title": layer.title} for layer in gallery.layers],
         "photos": [photo for photo, _ in done],
     }
     return entry, intervals
@@ -121,7 +127,7 @@ def _photo(
     gallery: Gallery,
     folder: Path,
     truth: dict[str, int],
-    maps: dict[str, tuple[NDArray[np.uint8], NDArray[np.intp]] | None],
+    maps: dict[str, _Maps | None],
     sure: dict[str, dict[tuple[str, str], float]],
     index: int,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -139,6 +145,7 @@ def _photo(
     counts: dict[str, Tensor] = {}
     shown = {label + 1 for label in tags}
     there = [] if true is None else ["truth"]
+    mapped: dict[str, list[int]] = {}
     for layer in gallery.layers:
         if layer.folder is None or not (path := layer.folder / f"{name}.png").is_file():
             continue
@@ -146,8 +153,11 @@ def _photo(
         _save_labels(folder / f"{index}-{layer.key}.png", mask, small.size)
         there.append(layer.key)
         if (own := maps[layer.key]) is not None:
-            for label, values in zip(tags, own[0][own[1][index] : own[1][index + 1]], strict=True):
-                _save_map(folder / f"{index}-{layer.key}-{label + 1}.png", values)
+            mapped[layer.key] = [label + 1 for label in own.tags[index].nonzero()[:, 0].tolist()]
+            shown |= set(mapped[layer.key])
+            values = own.rows[own.starts[index] : own.starts[index + 1]]
+            for label, value in zip(mapped[layer.key], values, strict=True):
+                _save_map(folder / f"{index}-{layer.key}-{label}.png", value)
         if true is not None:
             matrix = ConfusionMatrix(len(classes), classes)
             matrix.update(mask, true, name)
@@ -162,11 +172,12 @@ def _photo(
     entry: dict[str, Any] = {"id": name, "size": small.size, "tags": [t + 1 for t in tags]}
     entry["labels"] = sorted(shown)
     entry["there"] = there
+    entry["maps"] = mapped
     entry["iou"] = scores
     entry["sure"] = {
         key: {
             label: round(1000 * known[name, classes[label - 1]])
-            for label in entry["tags"]
+            for label in entry["labels"]
             if (name, classes[label - 1]) in known
         }
         for key, known in sure.items()
@@ -193,13 +204,15 @@ def _save_map(path: Path, values: NDArray[np.uint8]) -> None:
     image.save(path, transparency=bytes(range(40, 40 + 180)) + bytes([220] * 76))
 
 
-def _maps(layer: Layer, photos: TaggedDataset) -> tuple[NDArray[np.uint8], NDArray[np.intp]] | None:
-    """Maps of all photos and the row at which each photo's begin, if they were kept."""
+def _maps(layer: Layer, photos: TaggedDataset) -> _Maps | None:
+    """Maps that lie beside a layer's label images, if they were kept."""
     if layer.folder is None or photos.tags is None or not (layer.folder / MAPS).is_file():
         return None
     rows = np.load(layer.folder / MAPS, mmap_mode="r", allow_pickle=False)
-    starts = np.concatenate([[0], photos.tags.bool().sum(dim=1).cumsum(0).numpy()])
-    return (rows, starts) if len(rows) == starts[-1] else None
+    tags = with_added_tags(photos, layer.folder).tags
+    assert tags is not None  # as those of the photos are not
+    starts = np.concatenate([[0], tags.bool().sum(dim=1).cumsum(0).numpy()])
+    return _Maps(rows, starts, tags) if len(rows) == starts[-1] else None
 
 
 def _confidences(layer: Layer) -> dict[tuple[str, str], float]:

@@ -71,7 +71,7 @@ def recognise(root: Path) -> tuple[str, str]:
         if (voc / "JPEGImages").is_dir() and (voc / "ImageSets" / "Segmentation").is_dir():
             note(f"'{root}' is read as VOC layout (--data voc)")
             return "voc", "auto"
-    if root.is_file() and is_hugging_face(root):
+    if root.is_file() and is_packed(root):
         raise _packed(root)
     if not root.is_dir():
         raise InputError(f"root '{root}' is not a folder")
@@ -92,7 +92,7 @@ def recognise(root: Path) -> tuple[str, str]:
         classes = {photo.split("/", 1)[0] for photo in photos}
         note(f"tags are the names of {len(classes)} folders (--data folder --tags {FOLDERS})")
         return "folder", FOLDERS
-    if not photos and is_hugging_face(root):
+    if is_packed(root):
         raise _packed(root)
     raise InputError(
         f"'{root}' is neither VOC layout nor a folder for each class, and holds no file of tags "
@@ -100,10 +100,16 @@ def recognise(root: Path) -> tuple[str, str]:
     )
 
 
+def is_packed(root: Path) -> bool:
+    """Whether this is a Hugging Face data set, whose photos are no files."""
+    return is_hugging_face(root) and (root.is_file() or not list_photos(root))
+
+
 def _packed(root: Path) -> InputError:
     return InputError(
-        f"'{root}' is a Hugging Face data set, whose photos are no files: write them by 'pgnn-geo "
-        f"unpack --source {shlex.quote(str(root))} --out photos', then name --root photos"
+        f"'{root}' is a Hugging Face data set, whose photos are no files. 'pgnn-geo run' writes "
+        "them into its folder; for all else write them by 'pgnn-geo unpack --source "
+        f"{shlex.quote(str(root))} --out photos', then name --root photos"
     )
 
 
