@@ -164,10 +164,16 @@ def train(
     _check_graph(patches, settings["network"])
     data = DataConfig(root=root, **photos)
     config = RunConfig(data, "trained", segment=None, patches=patches, **settings)
-    claim_folder(Path(out), config)
-    raise_problems(find_problems(config.data, config.network))
-    dataset = config.data.build()
-    path = pipeline.train(config, config.model, Path(out), dataset, Path(out) / "stems")
+    ranks = join()
+
+    def check() -> None:
+        claim_folder(Path(out), config)
+        raise_problems(find_problems(config.data, config.network))
+
+    ranks.first(check)
+    ranks.check_shared(Path(out) / "config.json")
+    dataset, stems = config.data.build(), Path(out) / "stems"
+    path = pipeline.train(config, config.model, Path(out), dataset, stems, ranks=ranks)
     console.print(f"model: {path}")
 
 
@@ -233,7 +239,8 @@ def segment(
             "light" (for torchvision's networks).
     """
     config = Stage2Config(train=RECIPES[recipe].changed(**train), **settings)
-    stage2.segment(config.on(DataConfig(root=root, **photos), labels), Path(out))
+    ranks = join()
+    stage2.segment(config.on(DataConfig(root=root, **photos), labels), Path(out), ranks)
 
 
 def predict(

@@ -115,13 +115,8 @@ def label(
     own = out / ".features"  # kept until the labels are there: what was cut off goes on with them
     if model_kind(checkpoint) == "evidence model":
         source = _evidence(checkpoint, dataset, maps, labels, cache or own, boxes, step, ranks)
-    elif ranks.size > 1:
-        raise InputError(
-            f"{checkpoint} is a trained network, whose maps are made in one process; start the "
-            "command without torchrun"
-        )
     else:
-        source = _network(checkpoint, dataset, maps, labels, cache, out, boxes, step)
+        source = _network(checkpoint, dataset, maps, labels, cache, out, boxes, step, ranks)
     if source.classes != dataset.classes:
         raise InputError(
             f"{checkpoint} knows the classes {', '.join(source.classes)}; "
@@ -283,6 +278,7 @@ def _network(
     scratch: Path,
     boxes: Path | None,
     step: StepName | None,
+    ranks: Ranks,
 ) -> _Source:
     if step is not None:
         raise InputError(f"{checkpoint} is a trained network, which has no steps; leave out --step")
@@ -303,12 +299,14 @@ def _network(
         def observe(seen: Propagated) -> None:
             if not explained:  # the first scale
                 groups = [[sample.photos[i] for i in group] for group in sample.groups]
-                explained.extend(explain_propagation(seen, groups, sample.labels, dataset))
+                own, labels = ranks.share(groups), ranks.share(sample.labels)
+                parts = ranks.gather(explain_propagation(seen, own, labels, dataset))
+                explained.extend(entry for part in parts for entry in part)
 
         maps = attention_maps(
-            model, dataset, map_config, cache, scratch, progress, patches, observe
+            model, dataset, map_config, cache, scratch, progress, patches, observe, ranks
         )
-        if len(model.blocks) and model.builder.grid is not None:
+        if len(model.blocks) and model.builder.grid is not None and ranks.is_first:
             chosen = dataset.subset(sample.photos)
             explained += explain_attention(model, chosen, sample, map_config)
         return maps, explained, None

@@ -64,15 +64,16 @@ def run(
         InputError: If the data or weights cannot be used (everything wrong with them at once), or
             if :obj:`out` holds a run of another configuration.
     """
-    if config.flow == "trained" and ranks.size > 1:
+    if config.flow == "trained" and config.boxes is not None and ranks.size > 1:
         raise InputError(
-            f"flow='trained' trains in one process, not in {ranks.size}: start it without "
-            "torchrun, or in SLURM with one task; --segment_train.devices is for stage 2"
+            f"patches='boxes' makes the boxes in one process, not in {ranks.size}: start it "
+            "without torchrun, or in SLURM with one task"
         )
     labels, stage2_config = str(out / config.model / "labels"), config.segment
     segment = None if stage2_config is None else stage2_config.on(config.data, labels)
     if metrics := ranks.first(lambda: _started(config, segment, out)):
         return metrics
+    ranks.check_shared(out / "config.json")
     with recording(out / "cost.json") if ranks.is_first else nullcontext():
         metrics = _stages(config, out, segment, cache, ranks)
     if not ranks.is_first:
@@ -103,7 +104,7 @@ def _stages(
     if config.flow == "frozen":
         _frozen(config, out, dataset, features, ranks)
     else:
-        boxes = _trained(config, out, dataset, features)
+        boxes = _trained(config, out, dataset, features, ranks)
     if cache is None and ranks.is_first:
         shutil.rmtree(features, ignore_errors=True)  # gigabytes that only stage 1 needs
     metrics = summarize(config, out, dataset, boxes, ranks)
@@ -179,7 +180,7 @@ def fit(
 
 
 def _trained(
-    config: RunConfig, out: Path, dataset: TaggedDataset, cache: Path
+    config: RunConfig, out: Path, dataset: TaggedDataset, cache: Path, ranks: Ranks
 ) -> PhotoBoxes | None:
     """Make the labels of the trained flow; return the boxes that are its patches, if they are."""
     boxes, wanted = None, list(config.names)
@@ -189,11 +190,11 @@ def _trained(
         if name == "pgnn" and config.boxes is not None:
             cam = model_path(out / "cam")
             boxes = patch_boxes(config, dataset, out / "boxes.json", cam, cache)
-        train(config, name, out / name, dataset, cache, boxes)
+        train(config, name, out / name, dataset, cache, boxes, ranks)
     for name in config.names:
         used = None if boxes is None or name == "cam" else out / "boxes.json"
         model = model_path(out / name)
-        label(model, dataset, out / name / "labels", cache=cache, boxes=used)
+        label(model, dataset, out / name / "labels", cache=cache, boxes=used, ranks=ranks)
     return boxes
 
 
@@ -240,6 +241,7 @@ def train(
     dataset: TaggedDataset,
     stems: Path,
     boxes: PhotoBoxes | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Train one model into folder :obj:`out/model`, unless it is there; return that path.
 
@@ -250,18 +252,19 @@ def train(
         dataset (TaggedDataset): Photos with tags.
         stems (Path): Where outputs of frozen stages are kept for reuse.
         boxes (PhotoBoxes, optional): The P-GNN's patches, if :obj:`config` has them for boxes.
+        ranks (Ranks): The processes that share every batch. (default: this one alone)
     """
     path = model_path(out)
-    if path.exists():
+    if ranks.first(path.exists):
         return path
     with timed(f"train {name}"):
         seed_everything(config.train.seed, workers=True, verbose=False)
         model = config.build_network(name, len(dataset.classes))
         train = config.train_of(name)
-        train_attention(model, dataset, out, train, stems, name, console, progress, boxes)
+        train_attention(model, dataset, out, train, stems, name, console, progress, boxes, ranks)
         labelling = {"maps": asdict(config.maps_of(name)), "labels": asdict(config.labels_of(name))}
         ledger = _ledger(config, dataset, boxes)
-        save_attention_model(path, model, dataset.classes, ledger, labelling)
+        ranks.first(lambda: save_attention_model(path, model, dataset.classes, ledger, labelling))
     return path
 
 

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
@@ -36,6 +38,20 @@ from pgnn_geo.ranks import ALONE, Ranks
 _BACKBONE = "backbone."
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out what :mod:`torch.nn.init` does: weights that are read take its place.
+
+    Of a VGG-16, built with its classifier, that takes longer than all the rest.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
+
+
 class BackboneSource(NamedTuple):
     """Where a backbone comes from."""
 
@@ -44,7 +60,8 @@ class BackboneSource(NamedTuple):
 
     def build(self) -> Backbone:
         """Build it, ready to be asked for features."""
-        return build_backbone(self.name, self.weights, output_stride=None).eval()
+        with nullcontext() if self.weights is None else _NothingDrawn():
+            return build_backbone(self.name, self.weights, output_stride=None).eval()
 
     def kept(self) -> "BackboneSource":
         """Return what stands for it in a folder: weights of a file are of nobody else's name."""

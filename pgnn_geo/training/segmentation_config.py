@@ -46,8 +46,9 @@ class SegmentationTrainingConfig:
         seed (int): Seed of initialisation, order and augmentation.
         precision (str): :obj:`"auto"` or one of Lightning's names.
         workers (int): Loader processes, of each device.
-        devices (int): GPUs, or processes where there is no GPU. A step has :obj:`batch_size` crops
-            of each, so with twice the devices an epoch has half the steps.
+        devices (int): GPUs, or processes where there is no GPU, that the training starts itself; 1
+            where it is started in several processes. A step has :obj:`batch_size` crops of each, so
+            with twice the devices or processes an epoch has half the steps.
 
     Raises:
         InputError: If not exactly one of :obj:`epochs` and :obj:`steps` is given, a value is out of
@@ -111,12 +112,14 @@ class SegmentationTrainingConfig:
                 values.setdefault(other, None)
         return replace(self, **values)
 
-    def num_epochs(self, photos: int) -> int:
-        """Number of passes over so many photos."""
+    def num_epochs(self, photos: int, processes: int = 1) -> int:
+        """Number of passes over so many photos, started in so many processes."""
         if self.epochs is not None:
             return self.epochs
         assert self.steps is not None
-        return max(1, round(self.steps / -(-photos // (self.batch_size * self.devices))))
+        return max(
+            1, round(self.steps / -(-photos // (self.batch_size * self.devices * processes)))
+        )
 
     @property
     def transform(self) -> TrainTransform:
