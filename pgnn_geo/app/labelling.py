@@ -57,8 +57,9 @@ from pgnn_geo.nn import PGNN
 from pgnn_geo.precision import default_device
 from pgnn_geo.ranks import ALONE, Ranks
 
-#: What lies beside label images for a report: the maps, and the edges of a sample of photos.
-MAPS, EXPLAINED = "maps.npy", "explained.json"
+#: What lies beside label images for a report: the maps, those of the first step (the CAM), and the
+#: edges of a sample of photos.
+MAPS, CAM, EXPLAINED = "maps.npy", "cam.npy", "explained.json"
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def label(
     """Write the pseudo-labels of a model as :obj:`out/ID.png`, unless all are there.
 
     :obj:`out/maps.npy` are the attention maps, see :func:`~pgnn_geo.io.masks.save_maps`,
+    :obj:`out/cam.npy` the class activation maps that a model of evidence began with,
     :obj:`out/review.csv` says which labels to look at first, see
     :func:`~pgnn_geo.labels.review.label_confidence`, :obj:`out/explained.json` has the edges of a
     sample of photos for the report, and :obj:`out/labels.json`, written last, says what they were
@@ -114,7 +116,7 @@ def label(
     """
     own = out / ".features"  # kept until the labels are there: what was cut off goes on with them
     if checkpoint.is_dir():
-        source = _evidence(checkpoint, dataset, maps, labels, cache or own, boxes, step, ranks)
+        source = _evidence(checkpoint, dataset, maps, labels, cache or own, out, boxes, step, ranks)
     elif ranks.size > 1:
         raise InputError(
             f"{checkpoint} is a trained network, whose maps are made in one process; start the "
@@ -220,6 +222,7 @@ def _evidence(
     maps: MapConfigChanges | None,
     labels: LabelConfigChanges | None,
     cache: Path,
+    out: Path,
     boxes: Path | None,
     step: StepName | None,
     ranks: Ranks,
@@ -238,9 +241,13 @@ def _evidence(
 
     def make() -> tuple[list[Tensor], list[dict[str, Any]]]:
         bank, model = labeller.to(device).bank(dataset, cache, progress, ranks), labeller.model
-        rows = model.maps(resident(bank, device), tags, step, device, ranks).maps
-        wanted = step == last
-        explained = _explained(model, bank, dataset, tags, ranks) if wanted else []
+        features = resident(bank, device)
+        if step == last:  # one more pass, without propagation: next to nothing beside the labels
+            cam = model.maps(features, tags, "evidence", device, ranks).maps
+            ranks.first(lambda: save_maps(out / CAM, [cam]))
+            del cam
+        rows = model.maps(features, tags, step, device, ranks).maps
+        explained = _explained(model, bank, dataset, tags, ranks) if step == last else []
         return list(rows.split(tags.bool().sum(dim=1).tolist())), explained
 
     return _Source(
