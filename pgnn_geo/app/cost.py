@@ -7,7 +7,8 @@ of the classifier, each of :math:`n` iterations on :math:`N = \min(M g^2, \text{
 positions; :math:`o` is 1 with objectness, else 0.
 
 Disk is known exactly: the bank of features has :math:`2 M C s^2` bytes, the maps beside the labels
-:math:`R s^2`, those of the first step as many, and each file its header. The label images come on top.
+:math:`R s^2`, the class activation maps as many, and each file its header. The label images come on
+top.
 
 Seconds are
 
