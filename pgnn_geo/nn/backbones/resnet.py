@@ -11,6 +11,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from pgnn_geo.nn.backbones.base import Backbone
 from pgnn_geo.nn.backbones.entries import BACKBONES, torchvision_entry
 from pgnn_geo.nn.backbones.weights import load_trunk
+from pgnn_geo.nn.winograd import with_winograd
 
 NAMES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
@@ -54,7 +55,8 @@ class ResNetBackbone(Backbone):
 
 
 def _build(name: str, state: Mapping[str, Tensor] | None, **kwargs: Any) -> ResNetBackbone:
-    backbone = ResNetBackbone(resnet := torchvision.models.get_model(name, weights=None), **kwargs)
+    resnet = with_winograd(torchvision.models.get_model(name, weights=None))
+    backbone = ResNetBackbone(resnet, **kwargs)
     if state is not None:  # the classifier is not used
         resnet.fc = nn.Identity()
         load_trunk(resnet, state)

@@ -14,6 +14,7 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.nn.backbones.base import Backbone
 from pgnn_geo.nn.backbones.entries import BACKBONES, BackboneEntry, torchvision_entry
 from pgnn_geo.nn.backbones.weights import PretrainedWeights, load_trunk
+from pgnn_geo.nn.winograd import with_winograd
 
 #: A narrow VGG with batch norm that learns from scratch in a minute on a CPU: for the embedded
 #: data set and for tests.
@@ -69,7 +70,7 @@ def _vgg16(state: Mapping[str, Tensor] | None, **kwargs: Any) -> VGGBackbone:
         load_trunk(
             features, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         )
-    return VGGBackbone(features, **kwargs)
+    return VGGBackbone(with_winograd(features), **kwargs)
 
 
 def _vgg_tiny(state: Mapping[str, Tensor] | None, **kwargs: Any) -> VGGBackbone:
