@@ -126,6 +126,9 @@ def test_the_border_between_two_pictures_moves(page: Any) -> None:
     assert float(slider.input_value()) == before + 5
     clip = page.locator("#picture-right").evaluate("e => getComputedStyle(e).clipPath")
     assert f"{before + 5:g}%" in clip
+    results = page.locator("#photo-scores tbody tr td:not(.number)").all_inner_texts()
+    assert set(results) == {"CAM, labels", "P-GNN, labels"}
+    assert page.locator("#viewer").evaluate("e => e.scrollWidth <= e.clientWidth + 1")
     page.locator("#viewer-next").click()
     assert page.locator("#viewer-title").inner_text() != name
     page.keyboard.press("Escape")
