@@ -53,8 +53,9 @@ from pgnn_geo.nn import PGNN
 from pgnn_geo.precision import default_device
 from pgnn_geo.ranks import ALONE, Ranks
 
-#: What lies beside label images for a report: the maps, and the edges of a sample of photos.
-MAPS, EXPLAINED = "maps.npy", "explained.json"
+#: What lies beside label images for a report: the maps, those of the first step (the CAM), and the
+#: edges of a sample of photos.
+MAPS, CAM, EXPLAINED = "maps.npy", "cam.npy", "explained.json"
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def label(
     """Write the pseudo-labels of a model as :obj:`out/ID.png`, unless all are there.
 
     :obj:`out/maps.npy` are the attention maps, see :func:`~pgnn_geo.io.masks.save_maps`,
+    :obj:`out/cam.npy` the class activation maps that a model of evidence began with,
     :obj:`out/added_tags.csv` has the tags that they are of besides those of the photos, where
     absence is not believed (:mod:`pgnn_geo.labels.absence`), :obj:`out/review.csv` says which
     labels to look at first, see :func:`~pgnn_geo.labels.review.label_confidence`,
@@ -114,7 +116,7 @@ def label(
     """
     own = out / ".features"  # kept until the labels are there: what was cut off goes on with them
     if model_kind(checkpoint) == "evidence model":
-        source = _evidence(checkpoint, dataset, maps, labels, cache or own, boxes, step, ranks)
+        source = _evidence(checkpoint, dataset, maps, labels, cache or own, out, boxes, step, ranks)
     else:
         source = _network(checkpoint, dataset, maps, labels, cache, out, boxes, step, ranks)
     if source.classes != dataset.classes:
@@ -218,6 +220,7 @@ def _evidence(
     maps: Mapping[str, Any] | None,
     labels: Mapping[str, Any] | None,
     cache: Path,
+    out: Path,
     boxes: Path | None,
     step: StepName | None,
     ranks: Ranks,
@@ -241,6 +244,10 @@ def _evidence(
         shown = tags
         if adds:
             shown = model.with_missing(features, tags, device, ranks).to(tags)
+        if step == last:  # one more pass, without propagation: next to nothing beside the labels
+            cam = model.maps(features, shown, "evidence", device, ranks).maps
+            ranks.first(lambda: save_maps(out / CAM, [cam]))
+            del cam
         rows = model.maps(features, shown, step, device, ranks).maps
         explained = _explained(model, bank, dataset, shown, ranks) if step == last else []
         maps = list(rows.split(shown.bool().sum(dim=1).tolist()))
