@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from _ablation_plan import Planned, describe
 from torch import Tensor
 
-from pgnn_geo.app.pipeline import train
+from pgnn_geo.app.pipeline import patch_boxes, train
 from pgnn_geo.boxes import PhotoBoxes
-from pgnn_geo.boxes.patches import make_boxes
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
@@ -68,8 +67,8 @@ def boxes_of(planned: Planned, seed: int, photos: Photos, out: Path) -> PhotoBox
     folder = out / "boxes"
     if config.boxes.source == "attention":
         folder = train_cell(planned.cam, seed, photos, out)
-    return make_boxes(
-        config, photos.tagged, folder / "boxes.json", folder / "model.pt", out / "stems"
+    return patch_boxes(
+        config, photos.tagged, folder / "boxes.json", folder / "model", out / "stems"
     )
 
 
@@ -80,7 +79,7 @@ def train_cell(
     folder = out / "train" / f"{planned.variant}-seed{seed}"
     config = planned.seeded(seed)
     claim_folder(folder, config)
-    if not (folder / "model.pt").is_file():
+    if not (folder / "model").is_dir():
         stems, settings = out / "stems", config.train_of(planned.model)
         if settings.augment == "window":  # common to all: not to be counted as the first one's
             backbone = config.build_network(planned.model, len(photos.tagged.classes)).backbone
@@ -127,7 +126,7 @@ def measure_cell(
     folder = train_cell(planned, seed, photos, out, boxes)
     for left in folder.glob("features-*"):  # gigabytes, by a run that was killed
         shutil.rmtree(left, ignore_errors=True)
-    model, _, ledger, _ = load_attention_model(folder / "model.pt")
+    model, _, ledger, _ = load_attention_model(folder / "model")
     start = time.perf_counter()
     maps = attention_maps(
         model.to(device), photos.tagged, planned.map_config, out / "stems", folder, progress, boxes

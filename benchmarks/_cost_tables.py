@@ -28,7 +28,7 @@ def rates_table(found: list[dict[str, Any]]) -> str:
                 "classes": work.classes,
                 "features, ms": f"{1e3 * rate.features:,.0f}",
                 "a propagation, ms": f"{1e3 * rate.within:,.1f}",
-                "a pass, ms": f"{1e3 * rate.scored:,.1f}",
+                "a pass, ms": f"{1e3 * rate.scored_fit:,.1f}",
                 "label, ms": f"{1e3 * rate.labels:,.0f}",
                 "fit of the classifier, s": f"{_classifier(work, rate):,.0f}",
                 "disk, kB": f"{2 * work.channels * work.side**2 / 1e3:,.0f}",

@@ -104,7 +104,7 @@ def estimate(plan: Plan, args: argparse.Namespace, photos: int) -> dict[str, flo
         each = PASSES["stage 2"] + epochs * PASSES["epoch of stage 2"]
         found[f"table {number}, {backbone}"] = max(0, left) * each * once[backbone]
     rows = AblationPlan(RunConfig(DataConfig("voc", args.root), "trained"))
-    trained = {path.parent.name for path in args.out.glob("parts/train/*/model.pt")}
+    trained = {path.parent.name for path in args.out.glob("parts/train/*/model")}
     for number in {4, 5, 6} & set(args.tables):
         (table,) = (t for t in TABLES if t.name == str(number))
         names = {rows.of(row).variant for row in table.rows}

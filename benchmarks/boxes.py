@@ -1,6 +1,6 @@
 r"""How good are boxes that tags alone gave: those of attention maps, those of a detector?
 
-    python benchmarks/boxes.py --root VOCdevkit/VOC2012 --checkpoint runs/voc/cam/model.pt \
+    python benchmarks/boxes.py --root VOCdevkit/VOC2012 --checkpoint runs/voc/cam/model \
         --boxes runs/detect/boxes.json --out runs/boxes
 
 CorLoc and average precision at an overlap of 0.5 against the boxes around the components of the
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from pgnn_geo.app.config_changes import label_defaults
+from pgnn_geo.app.label_defaults import label_defaults
 from pgnn_geo.boxes import AttentionBoxConfig, AttentionBoxes, BoxFile, BoxSource
 from pgnn_geo.boxes.attention_boxes import ScoreName
 from pgnn_geo.boxes.evaluation import evaluate_boxes, true_boxes
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--split", default="train", help="photos to measure on")
     out.add_argument("--classes", help="comma-separated names that restrict the task")
     out.add_argument("--tags", default="auto", help="source of the tags, see VOC2012")
-    out.add_argument("--checkpoint", type=Path, nargs="*", default=[], help="model.pt of stage 1")
+    out.add_argument("--checkpoint", type=Path, nargs="*", default=[], help="models of stage 1")
     out.add_argument("--boxes", type=Path, nargs="*", default=[], help="COCO results")
     return out
 

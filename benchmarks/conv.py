@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from _common import Report, free_bytes, parser, peak_bytes, saved_bytes
 from _readme import paste
 from torch import Tensor, nn
-from torch_geometric.nn import GATv2Conv, TransformerConv
-from torch_geometric.utils import to_dense_batch
+from torch_geometric.nn import GATv2Conv, SimpleConv, TransformerConv
+from torch_geometric.utils import scatter, to_dense_batch
 
-from pgnn_geo import ComplementaryConv, complete_edge_index
+from pgnn_geo import ComplementaryConv, CongenericPropagation, complete_edge_index
 
 HEADS = 8
 #: Nodes, edges and channels of graphs given by their edges: small ones (the first is as large as
@@ -227,6 +227,39 @@ def on_edges(report: Report, nodes: int, edges: int, channels: int) -> None:
     compare(report, case, rivals, (x, edge_index, *parameters))
 
 
+def evidence(report: Report, photos: int, side: int, channels: int = 512, classes: int = 6) -> None:
+    """Evidence that travels within photos, as in labelling: fused, written down, and on edges."""
+    device, nodes = report.args.device, photos * side**2
+    torch.manual_seed(0)
+    x = torch.randn(nodes, channels, device=device)
+    scores = torch.rand(nodes, classes, device=device)
+    batch = torch.arange(photos, device=device).repeat_interleave(side**2)
+    edge_index = complete_edge_index(torch.arange(photos + 1, device=device) * side**2)
+    ours, simple = CongenericPropagation(power=2.0), SimpleConv()
+
+    def written_down() -> Tensor:
+        unit = F.normalize(x, dim=1).view(photos, -1, channels)
+        weight = (unit @ unit.mT).relu().square()
+        weight = weight / weight.sum(dim=2, keepdim=True)
+        return (weight @ scores.view(photos, -1, classes)).flatten(0, 1)
+
+    def on_edges() -> Tensor:
+        unit, (source, target) = F.normalize(x, dim=1), edge_index
+        weight = (unit[source] * unit[target]).sum(dim=1).relu().square()
+        total = scatter(weight, target, dim_size=nodes)
+        return simple(scores, edge_index, weight / total[target])
+
+    rivals: Rivals = {
+        "ours": lambda: ours(scores, x, batch=batch),
+        "torch, three lines": written_down,
+        "SimpleConv": on_edges,
+    }
+    for name, rival in rivals.items():
+        torch.testing.assert_close(rival(), rivals["ours"](), msg=name)
+    case = {"what": "evidence", "groups": photos, "nodes": nodes, "channels": channels}
+    report.run({**case, "mode": "forward"}, rivals, "ours")
+
+
 def compiled(report: Report, groups: int = 8, n: int = 51, channels: int = 512) -> None:
     """`torch.compile` against eager, both paths."""
     device, on = report.args.device, layers(channels, report.args.device)
@@ -248,7 +281,8 @@ def compiled(report: Report, groups: int = 8, n: int = 51, channels: int = 512) 
 
 def main() -> None:
     """Runs the chosen parts and writes the report."""
-    parts = ["complete", "growth", "groups", "ragged", "positions", "edges", "compile"]
+    parts = ["complete", "growth", "groups", "ragged", "positions", "edges", "evidence"]
+    parts += ["compile"]
     arguments = parser(__doc__)
     arguments.add_argument("--only", nargs="+", choices=parts, default=parts)
     args = arguments.parse_args()
@@ -270,6 +304,9 @@ def main() -> None:
     if "edges" in args.only:
         for nodes, edges, channels in EDGES[:2] if quick else EDGES:
             on_edges(report, nodes, edges, channels)
+    if "evidence" in args.only:
+        for photos, side in [(4, 16)] if quick else [(4, 16), (4, 32)]:
+            evidence(report, photos, side)
     if "compile" in args.only:
         compiled(report)
     for row in report.cases:  # numbers for the plot; ragged rows have none

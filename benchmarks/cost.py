@@ -42,8 +42,8 @@ from pgnn_geo.datasets import VOC2012, TaggedDataset
 from pgnn_geo.features import FrozenFeatureConfig, frozen_features
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.masks import save_maps, save_mask
+from pgnn_geo.io.model_folder import sha256_of
 from pgnn_geo.io.run_folder import peak_memory, processor_seconds, progress, recording, timed
-from pgnn_geo.io.tensor_folder import sha256_of
 from pgnn_geo.labels.evidence_config import EvidenceConfig
 from pgnn_geo.labels.frozen import fit_evidence
 from pgnn_geo.nn.backbones import build_backbone

@@ -71,8 +71,8 @@ FLOWS = {
         TRAINED,
         1,
         (
-            Stage("training", "cam/tensorboard", "pgnn/model.pt"),
-            Stage("labels of a network", "pgnn/model.pt", "pgnn/labels/labels.json"),
+            Stage("training", "cam/tensorboard", "pgnn/model"),
+            Stage("labels of a network", "pgnn/model", "pgnn/labels/labels.json"),
         ),
     ),
     "two": Flow(

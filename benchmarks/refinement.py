@@ -1,6 +1,6 @@
 """What does refinement add to the labels, and what does it cost?
 
-    python benchmarks/refinement.py --root VOCdevkit/VOC2012 --checkpoint runs/voc/pgnn/model.pt \
+    python benchmarks/refinement.py --root VOCdevkit/VOC2012 --checkpoint runs/voc/pgnn/model \
         --out runs/refinement
 
 The maps of a trained model are inferred once and kept in OUT/maps.pt; each kind of label images is
@@ -24,8 +24,8 @@ from _common import machine
 from torch import Tensor
 
 from pgnn_geo.app.config import LabelConfig
-from pgnn_geo.app.config_changes import label_defaults
 from pgnn_geo.app.evaluation import evaluate
+from pgnn_geo.app.label_defaults import label_defaults
 from pgnn_geo.app.pipeline import label_images
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--split", default="train", help="split that is labelled and measured")
     out.add_argument("--classes", help="comma-separated names, as the model was trained")
     out.add_argument("--tags", default="auto", help="source of the tags, see VOC2012")
-    out.add_argument("--checkpoint", type=Path, help="model.pt that infers the maps")
+    out.add_argument("--checkpoint", type=Path, help="the model that infers the maps")
     out.add_argument("--maps", type=Path, help="maps.pt of an earlier call instead")
     out.add_argument("--out", type=Path, required=True, help="folder of the results")
     names = list(REFINEMENTS)

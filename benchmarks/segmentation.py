@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import Annotated, Any
 
 from _common import machine
 from _paired import Difference, paired_difference
@@ -38,17 +38,20 @@ from _segmentation_cells import (
     own_masks,
     with_setting,
 )
-from jsonargparse import auto_cli
 
 from pgnn_geo.app import stage2
-from pgnn_geo.app.cli_parser import Parser
+from pgnn_geo.app.cli_parser import run_function
 from pgnn_geo.app.config import SegmentationNetworkConfig, Stage2Config
-from pgnn_geo.app.config_changes import SegmentationTrainingConfigChanges, recipe_with
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.files import atomic_write, write_json
 from pgnn_geo.io.run_folder import console
-from pgnn_geo.training.segmentation_config import RecipeName
+from pgnn_geo.options import Changes
+from pgnn_geo.training.segmentation_config import (
+    RECIPES,
+    RecipeName,
+    SegmentationTrainingConfig,
+)
 
 NONE: dict[str, str] = {}
 OFF: list[MutualName] = ["off"]
@@ -56,8 +59,9 @@ CERTAIN: list[float | None] = [0.5]
 PSEUDO = [0.0]
 SEEDS = list(range(8))
 ONE: list[ProtocolName] = []
-NETWORK, RECIPE = SegmentationNetworkConfig(), SegmentationTrainingConfigChanges()
+NETWORK = SegmentationNetworkConfig()
 SETTINGS: dict[str, dict[str, Any]] = {"": {}}
+CHANGES = "Values that take the place of the recipe's"
 
 
 def rows_of(
@@ -202,6 +206,7 @@ def write_report(out: Path, results: list[dict[str, Any]]) -> None:
 def compare(
     root: str,
     out: str,
+    train: Annotated[dict[str, Any], Changes(SegmentationTrainingConfig, CHANGES)],
     labels: dict[str, str] = NONE,
     truth: bool = True,
     mutual: list[MutualName] = OFF,
@@ -215,7 +220,6 @@ def compare(
     seeds: list[int] = SEEDS,
     recipe: RecipeName = "short",
     network: SegmentationNetworkConfig = NETWORK,
-    train: SegmentationTrainingConfigChanges = RECIPE,
     settings: dict[str, dict[str, Any]] = SETTINGS,
     own: int | None = None,
     protocols: list[ProtocolName] = ONE,
@@ -225,6 +229,7 @@ def compare(
     Args:
         root: The VOC2012 folder.
         out: Folder of the results.
+        train: Values that take the place of the recipe's.
         labels: Folders of label images, --labels.NAME FOLDER for each.
         truth: Whether to train on the true masks as well: full supervision.
         mutual: Rules of the mutual complement, each tried on each folder of labels.
@@ -240,7 +245,6 @@ def compare(
         seeds: Seeds of training.
         recipe: Recipe of stage 2.
         network: The network.
-        train: Values that take the place of the recipe's; null leaves the recipe's.
         settings: Further such values by name, a row each on every kind of labels.
         own: Every how manieth training photo is predicted as well, with its tags known.
         protocols: Further ways to predict the photos that are measured: "par", refined along the
@@ -248,7 +252,7 @@ def compare(
             "scales-par", both.
     """
     photos, folder = DataConfig("voc", root, split, classes), Path(out)
-    common = recipe_with(recipe, train)
+    common = RECIPES[recipe].changed(**train)
     base = Stage2Config(eval_split, network, common, "off", mutual_start, mutual_confidence)
     bases = {
         name: replace(base, train=with_setting(common, each)) for name, each in settings.items()
@@ -278,7 +282,7 @@ def compare(
 def main() -> None:
     """Do what the command line says."""
     try:
-        auto_cli(compare, as_positional=False, parser_class=Parser)
+        run_function(compare)
     except InputError as error:
         print(f"{Path(__file__).name}: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -31,10 +31,9 @@ import segmentation
 from _common import machine
 from _readme import replace_marked
 from _tables_plan import Label, Plan, estimate, hours
-from jsonargparse import auto_cli
 
 from pgnn_geo.app import cli
-from pgnn_geo.app.cli_parser import Parser
+from pgnn_geo.app.cli_parser import run_function
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.files import atomic_write, write_json
@@ -131,7 +130,7 @@ def networks_table(args: argparse.Namespace, plan: Plan, backbone: str) -> dict[
     words += [f"--network.backbone={backbone}"]
     for label in chosen:
         words += [f"--labels.{label.name}={args.out / label.folder / label.model / 'labels'}"]
-    auto_cli(segmentation.compare, args=words, as_positional=False, parser_class=Parser)
+    run_function(segmentation.compare, words)
     found = json.loads((folder / "segmentation.json").read_text())["rows"]
     return {"rows": [{"title": row["title"], **pick(row)} for row in found]}
 

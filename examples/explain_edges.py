@@ -1,7 +1,7 @@
 """Draw which patches of its own and of other photos a patch attends to.
 
     python examples/explain_edges.py --class-name bird --out edges.png
-    python examples/explain_edges.py --root VOCdevkit/VOC2012 --model runs/voc/pgnn/model.pt
+    python examples/explain_edges.py --root VOCdevkit/VOC2012 --model runs/voc/pgnn/model
 
 Without --root, the photos are those of the embedded data set; without --model, a small P-GNN is
 trained on them first. The weights are those that PyG's AttentionExplainer sees in the layer

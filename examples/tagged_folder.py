@@ -49,7 +49,7 @@ def main() -> None:
     config = AttentionTrainingConfig(epochs=args.epochs, size=args.size, seed=args.seed)
     train_attention(model, dataset, args.out, config)
     ledger = SupervisionLedger(tags=args.csv, weights=weights and f"{args.backbone} {weights}")
-    save_attention_model(args.out / "model.pt", model, dataset.classes, ledger)
+    save_attention_model(args.out / "model", model, dataset.classes, ledger)
 
     maps = attention_maps(model, dataset, MapConfig(size=args.size), args.out / "stems")
     rows = []

@@ -15,12 +15,20 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def check_devices(devices: int) -> None:
+def check_devices(devices: int, processes: int = 1) -> None:
     """Check that a training can have so many devices; without a GPU they are processes.
+
+    Args:
+        devices (int): Those that it starts itself.
+        processes (int): Those that it is started in, of one device each. (default: :obj:`1`)
 
     Raises:
         InputError: If it cannot.
     """
+    if processes > 1 and devices > 1:
+        raise InputError(
+            f"devices={devices}: each of {processes} processes has one device; leave it at 1"
+        )
     there = torch.cuda.device_count()
     if devices < 1 or 0 < there < devices:
         limit = f"1 to {there}, the GPUs of this machine" if there else "1 or more"

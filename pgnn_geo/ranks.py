@@ -6,7 +6,8 @@ added in the order of the photos: many write what one would, byte for byte.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -112,6 +113,13 @@ class Ranks:
             _talk(partial(dist.broadcast, part, source))
         return torch.cat(parts)
 
+    def average(self, value: Tensor) -> Tensor:
+        """Return the mean of a tensor over the processes, without gradient."""
+        value = value.detach().clone().float()
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value / self.size
+
     def wait(self) -> None:
         """Wait until every process is here."""
         self.first(lambda: None)
@@ -175,11 +183,29 @@ def join_ranks() -> Ranks:
     return Ranks(rank, size, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
+@contextmanager
+def ended_as_line() -> Iterator[None]:
+    """Say in one line that another process has ended, where others than ours talk to them.
+
+    Raises:
+        InputError: If it has.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "gloo" not in str(error).lower():
+            raise
+        raise InputError(_ENDED) from error
+
+
+_ENDED = (
+    "another process of this job has ended; what is done stands, and the same command goes on "
+    "from there"
+)
+
+
 def _talk(say: Callable[[], Any]) -> None:
     try:
         say()
     except RuntimeError as error:  # gloo's, whatever the reason
-        raise InputError(
-            "another process of this job has ended; what is done stands, and the same command goes "
-            "on from there"
-        ) from error
+        raise InputError(_ENDED) from error

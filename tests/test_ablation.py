@@ -3,14 +3,13 @@
 import importlib
 import json
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+import forked
 import pytest
 import torch
 from scripts import BENCHMARKS, run_benchmark
@@ -64,17 +63,15 @@ def finished(voc: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     """An ablation that was killed after a cell and started again; what the killed one left."""
     out = tmp_path_factory.mktemp("ablation")
     arguments = [f"--root={voc}", f"--out={out}", *SMALL, "--seeds", "0", "1"]
-    command = [sys.executable, str(BENCHMARKS / "ablation.py"), *arguments]
-    with open(out / "killed.txt", "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        end = time.monotonic() + 120
-        while not list(out.glob("cells/*.json")) and process.poll() is None:
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-    left = times(out, "cells/*.json") | times(out, "train/*/model.pt")
-    assert left, (out / "killed.txt").read_text()
+    process = forked.start(ablation, *arguments)
+    end = time.monotonic() + 120
+    while not list(out.glob("cells/*.json")) and process.exitcode is None:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    left = times(out, "cells/*.json") | times(out, "train/*/model")
+    assert left
     ablation(*arguments)
     return out, left
 
@@ -83,8 +80,8 @@ def test_a_killed_run_is_completed_and_nothing_is_done_twice(
     finished: tuple[Path, dict[str, int]],
 ) -> None:
     out, left = finished
-    now = times(out, "cells/*.json") | times(out, "train/*/model.pt")
-    models = {f"train/{name}-seed{k}/model.pt" for name in ("cam", "pgnn") for k in (0, 1)}
+    now = times(out, "cells/*.json") | times(out, "train/*/model")
+    models = {f"train/{name}-seed{k}/model" for name in ("cam", "pgnn") for k in (0, 1)}
     cells = {f"cells/{cell(out, name, k)}.json" for name in ("cam", "pgnn") for k in (0, 1)}
     assert set(now) == models | cells
     assert len(left) < len(now) and {name: now[name] for name in left} == left
@@ -102,7 +99,7 @@ def test_a_cell_says_what_the_labels_of_its_model_are_worth(
         assert found["background"] == config.labels_of(name).background
         maps = replace(config.maps_of(name), size=64)
         folder = out / "train" / f"{name}-seed{seed}"
-        model, classes, ledger, _ = load_attention_model(folder / "model.pt")
+        model, classes, ledger, _ = load_attention_model(folder / "model")
         truth = VOC2012(voc, "train", with_masks=True)
         matrix = ConfusionMatrix(len(classes), classes)
         for item, own in zip(truth, attention_maps(model, truth, maps), strict=False):

@@ -24,9 +24,9 @@ def test_rows_of_a_cam_and_of_a_file(shapes_root: Path, tmp_path: Path) -> None:
     write_boxes(tmp_path / "true.json", true, photos.classes, ledger)
     torch.manual_seed(0)
     model = PGNN("vgg_tiny", 5, layers=0, weights=None)
-    save_attention_model(tmp_path / "model.pt", model, photos.classes, SupervisionLedger(tags="t"))
+    save_attention_model(tmp_path / "model", model, photos.classes, SupervisionLedger(tags="t"))
     options = ["--root", shapes_root, "--out", tmp_path / "out", "--boxes", tmp_path / "true.json"]
-    measure(*options, "--checkpoint", tmp_path / "model.pt")
+    measure(*options, "--checkpoint", tmp_path / "model")
 
     rows = json.loads((tmp_path / "out" / "boxes.json").read_text())["rows"]
     assert len(rows) == 7 and all("completed" in row["boxes"] for row in rows[3:6])

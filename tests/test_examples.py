@@ -79,7 +79,7 @@ def test_tagged_folder(run: Run, shapes_root: Path, tmp_path: Path) -> None:
         allowed = {0, *(names.index(name) + 1 for name in labels.split())}
         assert mask.shape == (64, 64) and set(mask.unique().tolist()) <= allowed
     assert (tmp_path / "overlays.png").stat().st_size > 0
-    model = load_attention_model(tmp_path / "model.pt")
+    model = load_attention_model(tmp_path / "model")
     assert model.classes == tuple(names)
     assert model.ledger.to_list() == [f"tags: {csv}"]
 

@@ -12,7 +12,7 @@ PACKAGE = Path(pgnn_geo.__file__).parent
 #: Bottom up. A package may import those of the lines before its own.
 LAYERS = (
     ("errors",),
-    ("registry",),
+    ("options", "registry"),
     ("precision", "ranks"),
     ("graph",),
     ("nn",),
@@ -32,7 +32,8 @@ WITHOUT = {
 #: Packages that only the application imports.
 APP_ONLY = ("boxes",)
 #: What lies beside the packages.
-TOP_LEVEL = {"__init__.py", "errors.py", "precision.py", "py.typed", "ranks.py", "registry.py"}
+TOP_LEVEL = {"__init__.py", "errors.py", "options.py", "precision.py", "py.typed", "ranks.py"}
+TOP_LEVEL |= {"registry.py"}
 
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -87,7 +88,7 @@ def test_imports_point_one_way() -> None:
 
 def test_every_package_has_its_place() -> None:
     folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"}
-    assert folders | {"errors", "precision", "ranks", "registry"} == set(LEVEL)
+    assert folders | {"errors", "options", "precision", "ranks", "registry"} == set(LEVEL)
     assert {path.name for path in PACKAGE.iterdir() if path.is_file()} == TOP_LEVEL
 
 

@@ -220,13 +220,13 @@ def test_links_in_an_output_folder_lead_nowhere(shapes_root: Path, tmp_path: Pat
     (tmp_path / "tags.csv").write_text("image,labels\ntrip/1.png,cat\n")
     dataset = TaggedFolder(tmp_path / "photos", tmp_path / "tags.csv")
     save_attention_model(
-        tmp_path / "model.pt",
+        tmp_path / "model",
         PGNN("vgg_tiny", 1, layers=0, weights=None),
         dataset.classes,
         SupervisionLedger(),
     )
     with pytest.raises(InputError, match="where a link in"):
-        label(tmp_path / "model.pt", dataset, out)
+        label(tmp_path / "model", dataset, out)
     assert there.read_text() == "mine"
     assert inside(tmp_path, "labels/1.png") == out / "1.png"
     torch.manual_seed(0)
@@ -245,7 +245,7 @@ def test_links_in_an_output_folder_lead_nowhere(shapes_root: Path, tmp_path: Pat
     (out / "trip").unlink()
     (out / "trip").mkdir()
     (out / "trip" / "1.png").symlink_to(there)
-    label(tmp_path / "model.pt", dataset, out)
+    label(tmp_path / "model", dataset, out)
     assert there.read_text() == "mine" and load_mask(out / "trip" / "1.png").shape == (32, 32)
 
 

@@ -40,7 +40,7 @@ def command(shapes_root: Path, tmp_path: Path) -> list[str]:
 
 def times(folder: Path) -> dict[Path, int]:
     """When each finished step was finished."""
-    names = ("metrics.json", "raw.json", "model.pt")
+    names = ("metrics.json", "raw.json", "model.safetensors")
     return {path: path.stat().st_mtime_ns for name in names for path in folder.rglob(name)}
 
 

@@ -2,50 +2,48 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pgnn_geo.app.config import FlowName, LabelConfig, ModelConfig
+from pgnn_geo.app.config import RunConfig
 from pgnn_geo.app.cost import describe_cost, measure_rates, predict_cost
 from pgnn_geo.app.evaluation import evaluate as evaluate_labels
 from pgnn_geo.app.launch import join
 from pgnn_geo.app.report import read_run, write_report
-from pgnn_geo.datasets.config import DataConfig
+from pgnn_geo.datasets.config import DataConfig, PhotoOptions
 from pgnn_geo.errors import InputError
-from pgnn_geo.features import FrozenFeatureConfig
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.run_folder import console, progress
-from pgnn_geo.labels.evidence_config import EvidenceConfig
 from pgnn_geo.metrics import ErrorBreakdown
+from pgnn_geo.options import Fields
 from pgnn_geo.training.preflight import describe_backbone, describe_machine, find_problems
 from pgnn_geo.viz.report import below, error_table, score_table
 
-NETWORK, LABELS = ModelConfig(), LabelConfig()
-FEATURES, EVIDENCE = FrozenFeatureConfig(), EvidenceConfig()
+_STAGE1 = ("flow", "network", "features", "evidence", "labels")
 
 
 def evaluate(
     labels: str,
     root: str,
+    photos: PhotoOptions,
     out: str | None = None,
     beside: str | None = None,
     errors: bool = False,
-    **source: Any,
 ) -> None:
     """Score a folder of label images against true masks: IoU, precision, recall.
 
     Args:
         labels: Folder of label images ID.png.
         root: Folder of the data set.
+        photos: Which photos, tags and classes.
         out: JSON file for the figures, if wanted.
         beside: Another folder of label images, such as those of the CAM, to compare each class.
         errors: Whether to say what each kind of error costs: boundary, missed, spill, confusion.
-        **source: Which photos, tags and classes.
     """
-    photos = DataConfig(root=root, **source)
-    if not photos.has_masks():
+    data = DataConfig(root=root, **photos)
+    if not data.has_masks():
         raise InputError("There is nothing to measure against: pass --masks, or a split with masks")
     ranks = join()
-    truth = photos.build(with_masks=True)
+    truth = data.build(with_masks=True)
     breakdown = ErrorBreakdown(len(truth.classes), truth.classes) if errors else None
     scores = evaluate_labels(Path(labels), truth, progress, ranks, breakdown).to_dict()
     columns, record = {"": scores}, dict(scores)
@@ -77,33 +75,30 @@ def report(runs: list[str], out: str = "report.html") -> None:
 
 
 def doctor(
+    photos: PhotoOptions,
+    stage1: Annotated[dict[str, Any], Fields(RunConfig, only=_STAGE1)],
     root: str | None = None,
     recipe: str = "best",
-    flow: FlowName = "frozen",
-    network: ModelConfig = NETWORK,
-    features: FrozenFeatureConfig = FEATURES,
-    evidence: EvidenceConfig = EVIDENCE,
-    labels: LabelConfig = LABELS,
-    **source: Any,
 ) -> None:
     """Check packages, weights and (with --root) all photos; say what to fix, what a run takes.
 
     Args:
+        photos: Which photos, tags and classes.
+        stage1: How labels are made, see "run"; what stage 1 takes depends on it, and is predicted
+            for the frozen flow.
         root: Folder of the data set; without it only packages and weights are checked.
         recipe: See "run": where options come from that are not given.
-        flow: See "run"; what stage 1 takes is predicted for the frozen flow.
-        network: The network whose weights are checked.
-        features, evidence, labels: See "run"; on them depends what stage 1 takes.
-        **source: Which photos, tags and classes.
     """
+    flow, *settings = (stage1[name] for name in _STAGE1)
+    network = settings[0]
     for line in [*describe_machine(), *describe_backbone(network)]:
         console.print(line, highlight=False, soft_wrap=True)
-    photos = None if root is None else DataConfig(root=root, **source)
-    problems = find_problems(photos, network)
+    data = None if root is None else DataConfig(root=root, **photos)
+    problems = find_problems(data, network)
     lines = []
-    if photos is not None and not problems and flow == "frozen" and network.weights is not None:
+    if data is not None and not problems and flow == "frozen" and network.weights is not None:
         try:
-            work, rates = measure_rates(photos.build(), network, features, evidence, labels)
+            work, rates = measure_rates(data.build(), *settings)
             lines = describe_cost(work, predict_cost(work, rates))
         except InputError as error:
             problems.append(str(error))

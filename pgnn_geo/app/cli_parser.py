@@ -1,17 +1,19 @@
-"""The argument parser of the command line: lists and switches as shells are used to them."""
+"""The argument parser of the command line: commands are functions, options their arguments."""
 
 import importlib
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser
 
 from pgnn_geo.errors import InputError
+from pgnn_geo.options import Changes, Fields
 
 
 class Parser(ArgumentParser):
@@ -47,6 +49,66 @@ class Parser(ArgumentParser):
         return super().parse_args(words, *rest, **kwargs)
 
 
+def _marked(command: Callable[..., None]) -> dict[str, Fields | Changes]:
+    """Return the arguments of a command that are marked, in their order."""
+    found = {}
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        for mark in getattr(hint, "__metadata__", ()):
+            if isinstance(mark, Fields | Changes):
+                found[name] = mark
+    return found
+
+
+def option_names(command: Callable[..., None]) -> list[str]:
+    """Return the names of a command's options; those of a nested configuration stand for it."""
+    marked, names = _marked(command), list[str]()
+    for name in inspect.signature(command).parameters:
+        mark = marked.get(name)
+        names += mark.names if isinstance(mark, Fields) else [name]
+    return names
+
+
+def add_options(parser: ArgumentParser, command: Callable[..., None]) -> None:
+    """Add the options of a command.
+
+    Args:
+        parser (ArgumentParser): Where.
+        command (callable): A function; its arguments are the options, see :class:`Fields` and
+            :class:`Changes` as well.
+    """
+    marked = _marked(command)
+    own: dict[str, Any] = {"as_group": False, "sub_configs": True, "skip": set(marked)}
+    parser.add_function_arguments(command, **own)
+    for name, mark in marked.items():
+        mark.add_to(parser, name)
+    for each in [*parser._actions, *parser._action_groups]:  # texts of classes have Sphinx's roles
+        for part in ("help", "title"):
+            if isinstance(text := getattr(each, part, None), str):
+                setattr(each, part, re.sub(r":\w+:`~?([^`]*)`", r"\1", text))
+
+
+def call(command: Callable[..., None], values: dict[str, Any]) -> None:
+    """Call a command with the values of its options."""
+    values = dict(values)
+    values |= {name: mark.take(values, name) for name, mark in _marked(command).items()}
+    command(**values)
+
+
+def run_function(command: Callable[..., None], args: Sequence[str] | None = None) -> None:
+    """Run the one command of a program.
+
+    Args:
+        command (callable): See :func:`add_options`.
+        args (sequence of str, optional): The arguments; those of the program if not given.
+    """
+    parser = Parser(description=(inspect.getdoc(command) or "").split("\n")[0])
+    parser.add_argument("--config", action="config", help="YAML file of options")
+    add_options(parser, command)
+    values = parser.instantiate(parser.parse_args(args)).as_dict()
+    values.pop("config", None)
+    call(command, values)
+
+
 def _is_list(text: str) -> bool:
     return text.startswith("[") and text.endswith("]")
 
@@ -78,13 +140,13 @@ def run_command(
     args: Sequence[str] | None = None,
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Run the command that arguments name; each command is a function.
+    """Run the command that arguments name; each command is a function, see :func:`add_options`.
 
     Each has the options :obj:`--config`, and :obj:`--imports` for :func:`import_modules` as well.
 
     Args:
         program (str): Name of the program.
-        commands (sequence of callable): The commands; their arguments are the options.
+        commands (sequence of callable): The commands.
         recipes (mapping): For a command's name, a YAML file of its options' default values.
         args (sequence of str, optional): The arguments; those of the program if not given.
         defaults (mapping, optional): For a command's name, default values of some of its options.
@@ -103,7 +165,7 @@ def run_command(
         options.add_argument("--config", action="config", help="YAML file of options")
         said = "modules that register backbones, data sets, ... of your own"
         options.add_argument("--imports", type=list[str], default=[], help=said)
-        options.add_function_arguments(command, as_group=False, sub_configs=True)
+        add_options(options, command)
         options.set_defaults(dict((defaults or {}).get(name, {})))
         subcommands.add_subcommand(name, options, help=title)
     chosen = parser.parse_args(args)
@@ -111,4 +173,4 @@ def run_command(
     chosen = parser.instantiate(chosen)
     values = chosen[chosen.subcommand].as_dict()
     values.pop("config", None)
-    {command.__name__: command for command in commands}[chosen.subcommand](**values)
+    call({command.__name__: command for command in commands}[chosen.subcommand], values)

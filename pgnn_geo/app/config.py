@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pgnn_geo.boxes.config import BoxConfig
@@ -22,6 +21,7 @@ from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.architectures import DEEPLAB_V2
 from pgnn_geo.nn.backbones import BackboneName
 from pgnn_geo.nn.backbones.weights import PretrainedWeights
+from pgnn_geo.nn.complementary_conv import NormalizeName
 from pgnn_geo.nn.deeplab import DeepLabV2
 from pgnn_geo.nn.pgnn import ClassEmbeddingName
 from pgnn_geo.nn.segmentation_network import SegmentationNetwork
@@ -55,6 +55,7 @@ class ModelConfig(BackboneChoice):
         heads (int): Attention heads.
         class_embedding (str, optional): What the classes of nodes do; those of grid cells come from
             maps, :obj:`train.node_classes`.
+        normalize (str): How the weights of edges are normalized.
     """
 
     backbone: BackboneName = "vgg16"
@@ -65,6 +66,7 @@ class ModelConfig(BackboneChoice):
     layers: int = 1
     heads: int = 8
     class_embedding: ClassEmbeddingName | None = None
+    normalize: NormalizeName = "softmax"
 
     def build(self, num_classes: int, patches: Patches) -> PGNN:
         """Build the network with its patch graph, or without one."""
@@ -172,6 +174,7 @@ class SegmentationNetworkConfig(BackboneChoice):
             num_classes=num_classes,
             head=train.head,
             freeze_stages=train.freeze_stages,
+            normalize=train.normalize,
             **options,
         )
 
@@ -181,18 +184,22 @@ class Stage2Config:
     """How stage 2 is done, whatever it learns from.
 
     Args:
-        eval_split (str, optional): Split to measure on; for a folder data set the photos themselves
-            are measured if there are masks.
-        network (SegmentationNetworkConfig): The network.
+        eval_split (str, optional): Split to measure stage 2 on, if it has masks; null for none. Of
+            a folder data set the photos themselves are measured.
+        network (SegmentationNetworkConfig): Its network, DeepLab-v2, or with an architecture one of
+            torchvision's.
         train (SegmentationTrainingConfig): Hyper-parameters.
-        mutual (str): :obj:`"off"`, or the rule of
+        mutual (str): Rewriting of the labels after each epoch: "off", "literal", or "tags" to let
+            in only classes that a photo is tagged with, see
             :class:`~pgnn_geo.training.mutual.MutualComplement`.
         mutual_start (int): First epoch after which labels are rewritten.
-        mutual_confidence (float, optional): Probability that a prediction needs to rewrite.
+        mutual_confidence (float, optional): Probability from which on a prediction rewrites a
+            label.
         uncertain (float, optional): Share of the background score above which background of the
-            pseudo-labels is not learnt, see :func:`~pgnn_geo.labels.certainty.certain_labels`;
-            :obj:`None` to learn all of it.
-        true_masks (float): Share of the photos that are learnt from their true masks.
+            labels is not learnt, by the maps that "run" and "label" leave beside them, see
+            :func:`~pgnn_geo.labels.certainty.certain_labels`; null to learn all of it.
+        true_masks (float): Share of the photos that are learnt from their true masks in place of
+            labels.
 
     Raises:
         InputError: If a share is out of range, or true masks would be rewritten.
@@ -218,7 +225,7 @@ class Stage2Config:
                 "rewrite true masks; want one of the two"
             )
         train = self.train
-        whole = train.augment == "crop" and not train.freeze_stages and train.train_stride is None
+        whole = train.augment == "crop" and train.freeze_stages == 0 and train.train_stride is None
         if self.network.is_torchvision and not whole:
             raise InputError(
                 f"{self.network.architecture} has no frozen stages and no other stride: want the "
@@ -266,16 +273,17 @@ class RunConfig:
 
     Args:
         data (DataConfig): The photos and tags.
-        flow (str): :obj:`"frozen"` or :obj:`"trained"`.
-        model (str): What is made: :obj:`"pgnn"`, or :obj:`"cam"`, the baseline alone.
+        flow (str): "frozen": fit evidence to a pretrained backbone's features; "trained": train a
+            net.
+        model (str): "pgnn", or "cam" for the baseline alone.
         baseline (bool): Make and measure the baseline as well.
         network (ModelConfig): The network; of the frozen flow, its backbone.
-        features (FrozenFeatureConfig): Of the frozen flow: how the backbone sees photos.
-        evidence (EvidenceConfig): Of the frozen flow: how evidence is fitted and passed on.
-        train (AttentionTrainingConfig): Of the trained flow.
-        maps (MapConfig): Of the trained flow: how attention maps are inferred.
-        labels (LabelConfig): How label images are made from them.
-        cam_labels (LabelConfig): The same for the baseline.
+        features (FrozenFeatureConfig): How the frozen backbone sees photos.
+        evidence (EvidenceConfig): How evidence is fitted to its features and passed on.
+        train (AttentionTrainingConfig): Hyper-parameters of training, in the trained flow.
+        maps (MapConfig): How attention maps are inferred by a trained network.
+        labels (LabelConfig): How label images are made from the P-GNN's maps.
+        cam_labels (LabelConfig): How they are made from the baseline's.
         segment (Stage2Config, optional): Stage 2.
         patches (str or BoxConfig): Of the trained flow: what the nodes of the network's graph are.
 
@@ -388,7 +396,3 @@ class RunConfig:
     def labels_of(self, name: ModelName) -> LabelConfig:
         """Return how the labels of a model are made from its maps."""
         return self.labels if name == "pgnn" else self.cam_labels
-
-    def segment_on(self, labels: Path) -> SegmentConfig | None:
-        """Return stage 2 on a folder of these photos' labels, if it is wanted."""
-        return None if self.segment is None else self.segment.on(self.data, str(labels))

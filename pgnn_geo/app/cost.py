@@ -7,7 +7,8 @@ of the classifier, each of :math:`n` iterations on :math:`N = \min(M g^2, \text{
 positions; :math:`o` is 1 with objectness, else 0.
 
 Disk is known exactly: the bank of features has :math:`2 M C s^2` bytes, the maps beside the labels
-:math:`R s^2`, and each file its header. The label images come on top.
+:math:`R s^2`, the class activation maps as many, and each file its header. The label images come on
+top.
 
 Seconds are
 
@@ -15,7 +16,7 @@ Seconds are
     \text{features} &= M t_f \\
     \text{evidence} &= M \bigl( (r_c + o (r_p + r_c)) \, t_w^g + (1 + 2 r_p + r_c + o (r_p + r_c))
     \, t_c^g \bigr) + r_c \, n \, N t_n + t_0 + M t_e \\
-    \text{labels} &= M (t_w^s + t_l)
+    \text{labels} &= M (t_w^s + t_c^s + t_l)
 
 with the seconds that one photo takes to be read and to go through the backbone :math:`t_f`, to have
 evidence travel within its graph :math:`t_w` and to be read and scored :math:`t_c`, to be labelled
@@ -103,7 +104,7 @@ class Rates:
     Args:
         features (float): :math:`t_f`.
         within, within_fit (float): :math:`t_w` on :math:`s` and on :math:`g` patches per side.
-        scored (float): :math:`t_c`, on the latter.
+        scored, scored_fit (float): :math:`t_c`, likewise.
         position (float): :math:`t_n`.
         tags (tuple of float): :math:`(t_0, t_e)`.
         labels (float): :math:`t_l`.
@@ -114,6 +115,7 @@ class Rates:
     within: float
     within_fit: float
     scored: float
+    scored_fit: float
     position: float
     tags: tuple[float, float]
     labels: float
@@ -142,7 +144,7 @@ def predict_cost(work: Work, rates: Rates) -> list[StageCost]:
     more = rounds if config.objectness else 0
     within = config.classifier_rounds + more
     scored = 1 + config.prototype_rounds + rounds + more
-    evidence = m * (within * rates.within_fit + scored * rates.scored)
+    evidence = m * (within * rates.within_fit + scored * rates.scored_fit)
     evidence += config.classifier_rounds * config.iterations * n * rates.position
     evidence += rates.tags[0] + m * rates.tags[1]
     held = max(
@@ -151,6 +153,7 @@ def predict_cost(work: Work, rates: Rates) -> list[StageCost]:
         4 * m * c + 8 * r * cells + 8 * n * c + 16 * n * (k + 1),
     )
     bank, maps = FeatureBank.file_size(m, c, work.side), npy_size((r, work.side, work.side), "u1")
+    labels = m * (rates.within + rates.scored + rates.labels)
 
     def peak(grows: int) -> int | None:
         return None if rates.memory is None else rates.memory + grows
@@ -158,7 +161,7 @@ def predict_cost(work: Work, rates: Rates) -> list[StageCost]:
     return [
         StageCost("features", m * rates.features, bank, peak(0)),
         StageCost("evidence", evidence, 0, peak(held)),
-        StageCost("labels", m * (rates.within + rates.labels), maps, peak(8 * r * cells)),
+        StageCost("labels", labels, 2 * maps, peak(8 * r * cells)),
     ]
 
 
@@ -227,7 +230,7 @@ def measure_rates(
             return _timed(clock, lambda: model.maps(seen, tags, step, device))[0] / count
 
         within, within_fit = one_pass(fine, "classifier"), one_pass(fit, "classifier")
-        scored = one_pass(fit, "evidence")
+        scored, scored_fit = one_pass(fine, "evidence"), one_pass(fit, "evidence")
         rows = list(attention.split(tags.bool().sum(dim=1).tolist()))
 
         def write() -> None:
@@ -237,7 +240,8 @@ def measure_rates(
         labelled = _timed(clock, write)[0] / count
     memory = peak_memory()
     position, of_tags = _position_rate(work, device, clock), _tag_rates(work, clock)
-    return work, Rates(rate, within, within_fit, scored, position, of_tags, labelled, memory)
+    passes = within, within_fit, scored, scored_fit
+    return work, Rates(rate, *passes, position, of_tags, labelled, memory)
 
 
 def _timed(clock: Clock, call: Callable[[], T]) -> tuple[float, T]:

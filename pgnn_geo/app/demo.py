@@ -47,6 +47,7 @@ def demo_config(out: Path, epochs: int = 25, seed: int = 0) -> RunConfig:
             uncertain=None,
             network=SegmentationNetworkConfig("vgg_tiny", weights="TEXTURES", hidden_channels=256),
             train=RECIPES["short"].changed(
+                normalize=False,
                 freeze_stages=0,
                 augment="crop",
                 scale=(0.8, 1.2),

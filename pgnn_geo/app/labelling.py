@@ -1,11 +1,10 @@
 """Label images of tagged photos, made by a model that knows how it makes them."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,18 +16,13 @@ from torch import Tensor
 
 from pgnn_geo.app.added_tags import write_added_tags
 from pgnn_geo.app.config import LabelConfig
-from pgnn_geo.app.config_changes import (
-    LabelConfigChanges,
-    MapConfigChanges,
-    label_config_of,
-    label_defaults,
-)
 from pgnn_geo.app.explained import (
     choose_sample,
     explain_attention,
     explain_propagation,
     write_explained,
 )
+from pgnn_geo.app.label_defaults import label_config_of, label_defaults
 from pgnn_geo.boxes.patches import read_boxes
 from pgnn_geo.boxes.photo_boxes import PhotoBoxes
 from pgnn_geo.datasets import TaggedDataset
@@ -46,8 +40,8 @@ from pgnn_geo.io.files import (
 )
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_maps, save_mask
+from pgnn_geo.io.model_folder import model_digest, model_kind, sha256_of
 from pgnn_geo.io.run_folder import progress, timed
-from pgnn_geo.io.tensor_folder import CONFIG
 from pgnn_geo.labels.evidence_config import StepName
 from pgnn_geo.labels.frozen import EvidenceModel
 from pgnn_geo.labels.labeller import Labeller
@@ -59,8 +53,9 @@ from pgnn_geo.nn import PGNN
 from pgnn_geo.precision import default_device
 from pgnn_geo.ranks import ALONE, Ranks
 
-#: What lies beside label images for a report: the maps, and the edges of a sample of photos.
-MAPS, EXPLAINED = "maps.npy", "explained.json"
+#: What lies beside label images for a report: the maps, those of the first step (the CAM), and the
+#: edges of a sample of photos.
+MAPS, CAM, EXPLAINED = "maps.npy", "cam.npy", "explained.json"
 
 
 @dataclass(frozen=True)
@@ -79,8 +74,8 @@ def label(
     checkpoint: Path,
     dataset: TaggedDataset,
     out: Path,
-    maps: MapConfigChanges | None = None,
-    labels: LabelConfigChanges | None = None,
+    maps: Mapping[str, Any] | None = None,
+    labels: Mapping[str, Any] | None = None,
     cache: Path | None = None,
     boxes: Path | None = None,
     step: StepName | None = None,
@@ -89,6 +84,7 @@ def label(
     """Write the pseudo-labels of a model as :obj:`out/ID.png`, unless all are there.
 
     :obj:`out/maps.npy` are the attention maps, see :func:`~pgnn_geo.io.masks.save_maps`,
+    :obj:`out/cam.npy` the class activation maps that a model of evidence began with,
     :obj:`out/added_tags.csv` has the tags that they are of besides those of the photos, where
     absence is not believed (:mod:`pgnn_geo.labels.absence`), :obj:`out/review.csv` says which
     labels to look at first, see :func:`~pgnn_geo.labels.review.label_confidence`,
@@ -96,12 +92,14 @@ def label(
     :obj:`out/labels.json`, written last, says what they were made from.
 
     Args:
-        checkpoint (Path): The file of a trained model, or the folder of a model of evidence.
+        checkpoint (Path): The folder of a model, of a trained network or of evidence.
         dataset (TaggedDataset): Photos with tags.
         out (Path): The folder; made if it is missing.
-        maps (MapConfig, optional): How a trained model's attention maps are inferred; what is not
-            given, or :obj:`None`, is as the model was saved with.
-        labels (LabelConfig, optional): How label images are made from them, in the same way.
+        maps (mapping, optional): How a trained model's attention maps are inferred: values that
+            take the place of those of the :class:`~pgnn_geo.labels.maps.MapConfig` that the model
+            was saved with.
+        labels (mapping, optional): How label images are made from them: in the same way, of the
+            :class:`~pgnn_geo.app.config.LabelConfig`.
         cache (Path, optional): Where features of the photos, or outputs of frozen stages, are kept
             for reuse.
         boxes (Path, optional): COCO results with the photos' boxes, for a model whose patches they
@@ -117,15 +115,10 @@ def label(
             written, or if the refinement cannot be had.
     """
     own = out / ".features"  # kept until the labels are there: what was cut off goes on with them
-    if checkpoint.is_dir():
-        source = _evidence(checkpoint, dataset, maps, labels, cache or own, boxes, step, ranks)
-    elif ranks.size > 1:
-        raise InputError(
-            f"{checkpoint} is a trained network, whose maps are made in one process; start the "
-            "command without torchrun"
-        )
+    if model_kind(checkpoint) == "evidence model":
+        source = _evidence(checkpoint, dataset, maps, labels, cache or own, out, boxes, step, ranks)
     else:
-        source = _network(checkpoint, dataset, maps, labels, cache, out, boxes, step)
+        source = _network(checkpoint, dataset, maps, labels, cache, out, boxes, step, ranks)
     if source.classes != dataset.classes:
         raise InputError(
             f"{checkpoint} knows the classes {', '.join(source.classes)}; "
@@ -224,14 +217,15 @@ def _reviewed(
 def _evidence(
     checkpoint: Path,
     dataset: TaggedDataset,
-    maps: MapConfigChanges | None,
-    labels: LabelConfigChanges | None,
+    maps: Mapping[str, Any] | None,
+    labels: Mapping[str, Any] | None,
     cache: Path,
+    out: Path,
     boxes: Path | None,
     step: StepName | None,
     ranks: Ranks,
 ) -> _Source:
-    if boxes is not None or maps not in (None, MapConfigChanges()):
+    if boxes is not None or maps:
         raise InputError(
             f"{checkpoint} is a model of evidence, whose maps are made one way: leave out --boxes "
             "and --maps."
@@ -250,6 +244,10 @@ def _evidence(
         shown = tags
         if adds:
             shown = model.with_missing(features, tags, device, ranks).to(tags)
+        if step == last:  # one more pass, without propagation: next to nothing beside the labels
+            cam = model.maps(features, shown, "evidence", device, ranks).maps
+            ranks.first(lambda: save_maps(out / CAM, [cam]))
+            del cam
         rows = model.maps(features, shown, step, device, ranks).maps
         explained = _explained(model, bank, dataset, shown, ranks) if step == last else []
         maps = list(rows.split(shown.bool().sum(dim=1).tolist()))
@@ -259,7 +257,7 @@ def _evidence(
         labeller.classes,
         labeller.ledger,
         label_config_of(labeller.labels.get(step), step == "evidence", labels),
-        {"model": _digest(checkpoint / CONFIG), "step": step},
+        {"model": model_digest(checkpoint), "step": step},
         make,
     )
 
@@ -281,23 +279,24 @@ def _explained(
 def _network(
     checkpoint: Path,
     dataset: TaggedDataset,
-    maps: MapConfigChanges | None,
-    labels: LabelConfigChanges | None,
+    maps: Mapping[str, Any] | None,
+    labels: Mapping[str, Any] | None,
     cache: Path | None,
     scratch: Path,
     boxes: Path | None,
     step: StepName | None,
+    ranks: Ranks,
 ) -> _Source:
     if step is not None:
         raise InputError(f"{checkpoint} is a trained network, which has no steps; leave out --step")
     model, classes, ledger, labelling = load_attention_model(checkpoint)
     map_config, label_config = label_defaults(model, labelling, maps, labels)
-    record = {"model": _digest(checkpoint), "maps": asdict(map_config)}
+    record = {"model": model_digest(checkpoint), "maps": asdict(map_config)}
     patches = _patches(model, checkpoint, boxes, dataset) if classes == dataset.classes else None
     if patches is not None:
         ledger = ledger.merged(patches.ledger)
     if boxes is not None:
-        record["boxes"] = _digest(boxes)
+        record["boxes"] = sha256_of(boxes)
 
     def make() -> tuple[list[Tensor], list[dict[str, Any]], Tensor | None]:
         model.to(default_device())
@@ -307,21 +306,19 @@ def _network(
         def observe(seen: Propagated) -> None:
             if not explained:  # the first scale
                 groups = [[sample.photos[i] for i in group] for group in sample.groups]
-                explained.extend(explain_propagation(seen, groups, sample.labels, dataset))
+                own, labels = ranks.share(groups), ranks.share(sample.labels)
+                parts = ranks.gather(explain_propagation(seen, own, labels, dataset))
+                explained.extend(entry for part in parts for entry in part)
 
         maps = attention_maps(
-            model, dataset, map_config, cache, scratch, progress, patches, observe
+            model, dataset, map_config, cache, scratch, progress, patches, observe, ranks
         )
-        if len(model.blocks) and model.builder.grid is not None:
+        if len(model.blocks) and model.builder.grid is not None and ranks.is_first:
             chosen = dataset.subset(sample.photos)
             explained += explain_attention(model, chosen, sample, map_config)
         return maps, explained, None
 
     return _Source(classes, ledger, label_config, record, make)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _patches(

@@ -19,7 +19,7 @@ DISK_ERRORS = tuple(
 )
 
 #: Commands whose work is shared; the others are for one process, which may start its own.
-SHARED = ("run", "label", "predict", "evaluate")
+SHARED = ("run", "train", "label", "segment", "predict", "evaluate")
 
 
 def join() -> Ranks:
@@ -65,8 +65,7 @@ def check_alone(command: str) -> None:
     if command not in SHARED and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise InputError(
             f"'{command}' is for one process: start it without torchrun, or in SLURM with one "
-            f"task; only {', '.join(SHARED)} are started in several. 'segment' starts its own, as "
-            "--train.devices says"
+            f"task; only {', '.join(SHARED)} are started in several"
         )
 
 

@@ -14,8 +14,11 @@ from pgnn_geo.app.config import ModelName, RunConfig, SegmentConfig
 from pgnn_geo.app.evaluation import evaluate
 from pgnn_geo.app.labelling import label
 from pgnn_geo.app.report import read_run, write_report
+from pgnn_geo.boxes.detection import DetectConfig, DetectorNetworkConfig
+from pgnn_geo.boxes.inference import DetectionConfig
 from pgnn_geo.boxes.patches import describe_boxes, make_boxes, patch_problems
 from pgnn_geo.boxes.photo_boxes import PhotoBoxes
+from pgnn_geo.boxes.training.detector import DetectorTrainingConfig
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.checkpoint import save_attention_model
@@ -40,8 +43,8 @@ def run(
     """Do the whole job in folder :obj:`out`; steps that are done are not done again.
 
     Leaves :obj:`MODEL/labels/ID.png`, MODEL being :obj:`pgnn` or :obj:`cam`, and the model that
-    made them: the folder :obj:`pgnn/model` of the frozen flow, :obj:`MODEL/model.pt` of the trained
-    one. Also :obj:`overlays/*.png`, :obj:`metrics.json`, :obj:`cost.json` (what each stage cost),
+    made them, the folder :obj:`MODEL/model`; that of the frozen flow is :obj:`pgnn/model`. Also
+    :obj:`overlays/*.png`, :obj:`metrics.json`, :obj:`cost.json` (what each stage cost),
     :obj:`report.html`, which shows all of it, and in :obj:`segmentation` what
     :func:`~pgnn_geo.app.stage2.segment` leaves. If the patches are boxes, also :obj:`boxes.json`,
     see :func:`~pgnn_geo.boxes.patches.make_boxes`.
@@ -61,14 +64,16 @@ def run(
         InputError: If the data or weights cannot be used (everything wrong with them at once), or
             if :obj:`out` holds a run of another configuration.
     """
-    if config.flow == "trained" and ranks.size > 1:
+    if config.flow == "trained" and config.boxes is not None and ranks.size > 1:
         raise InputError(
-            f"flow='trained' trains in one process, not in {ranks.size}: start it without "
-            "torchrun, or in SLURM with one task; --segment_train.devices is for stage 2"
+            f"patches='boxes' makes the boxes in one process, not in {ranks.size}: start it "
+            "without torchrun, or in SLURM with one task"
         )
-    segment = config.segment_on(out / config.model / "labels")
+    labels, stage2_config = str(out / config.model / "labels"), config.segment
+    segment = None if stage2_config is None else stage2_config.on(config.data, labels)
     if metrics := ranks.first(lambda: _started(config, segment, out)):
         return metrics
+    ranks.check_shared(out / "config.json")
     with recording(out / "cost.json") if ranks.is_first else nullcontext():
         metrics = _stages(config, out, segment, cache, ranks)
     if not ranks.is_first:
@@ -99,7 +104,7 @@ def _stages(
     if config.flow == "frozen":
         _frozen(config, out, dataset, features, ranks)
     else:
-        boxes = _trained(config, out, dataset, features)
+        boxes = _trained(config, out, dataset, features, ranks)
     if cache is None and ranks.is_first:
         shutil.rmtree(features, ignore_errors=True)  # gigabytes that only stage 1 needs
     metrics = summarize(config, out, dataset, boxes, ranks)
@@ -162,7 +167,7 @@ def fit(
             BackboneSource(config.network.backbone, config.network.weights),
             dataset,
             cache,
-            ledger_of(config, dataset),
+            ledger_of(config.network, dataset, config.data.name),
             config.features,
             config.evidence,
             labels,
@@ -175,7 +180,7 @@ def fit(
 
 
 def _trained(
-    config: RunConfig, out: Path, dataset: TaggedDataset, cache: Path
+    config: RunConfig, out: Path, dataset: TaggedDataset, cache: Path, ranks: Ranks
 ) -> PhotoBoxes | None:
     """Make the labels of the trained flow; return the boxes that are its patches, if they are."""
     boxes, wanted = None, list(config.names)
@@ -183,14 +188,50 @@ def _trained(
         wanted.insert(0, "cam")  # its maps are where the boxes are cut out
     for name in wanted:
         if name == "pgnn" and config.boxes is not None:
-            cam = out / "cam" / "model.pt"
-            boxes = make_boxes(config, dataset, out / "boxes.json", cam, cache)
-        train(config, name, out / name, dataset, cache, boxes)
+            cam = model_path(out / "cam")
+            boxes = patch_boxes(config, dataset, out / "boxes.json", cam, cache)
+        train(config, name, out / name, dataset, cache, boxes, ranks)
     for name in config.names:
         used = None if boxes is None or name == "cam" else out / "boxes.json"
-        model = out / name / "model.pt"
-        label(model, dataset, out / name / "labels", cache=cache, boxes=used)
+        model = model_path(out / name)
+        label(model, dataset, out / name / "labels", cache=cache, boxes=used, ranks=ranks)
     return boxes
+
+
+def patch_boxes(
+    config: RunConfig, dataset: TaggedDataset, path: Path, cam: Path, stems: Path
+) -> PhotoBoxes | None:
+    """Return the boxes that are a run's patches, made into :obj:`path` unless they are there.
+
+    Args:
+        config (RunConfig): How; without boxes there are none.
+        dataset (TaggedDataset): The photos.
+        path (Path): Where the boxes are kept.
+        cam (Path): The run's CAM.
+        stems (Path): Where outputs of frozen stages are kept for reuse.
+    """
+    if config.boxes is None:
+        return None
+    maps, detector = config.train.completion_maps, detector_config(config)
+    return make_boxes(config.boxes, dataset, path, cam, stems, maps, detector)
+
+
+def detector_config(config: RunConfig) -> DetectConfig:
+    """Return how a detector of the patches is trained: by default, but on the network's backbone.
+
+    For other settings, ``pgnn-geo detect`` writes a file of boxes.
+    """
+    network, train = config.network, config.train
+    return DetectConfig(
+        data=config.data,
+        network=DetectorNetworkConfig(
+            network.backbone, network.weights, network.freeze_stages, network.output_stride
+        ),
+        train=DetectorTrainingConfig(
+            seed=train.seed, precision=train.precision, workers=train.workers
+        ),
+        boxes=DetectionConfig(precision=train.precision),
+    )
 
 
 def train(
@@ -200,8 +241,9 @@ def train(
     dataset: TaggedDataset,
     stems: Path,
     boxes: PhotoBoxes | None = None,
+    ranks: Ranks = ALONE,
 ) -> Path:
-    """Train one model into :obj:`out/model.pt`, unless it is there; return that path.
+    """Train one model into folder :obj:`out/model`, unless it is there; return that path.
 
     Args:
         config (RunConfig): How.
@@ -210,19 +252,26 @@ def train(
         dataset (TaggedDataset): Photos with tags.
         stems (Path): Where outputs of frozen stages are kept for reuse.
         boxes (PhotoBoxes, optional): The P-GNN's patches, if :obj:`config` has them for boxes.
+        ranks (Ranks): The processes that share every batch. (default: this one alone)
     """
-    path = out / "model.pt"
-    if path.is_file():
+    path = model_path(out)
+    if ranks.first(path.exists):
         return path
     with timed(f"train {name}"):
         seed_everything(config.train.seed, workers=True, verbose=False)
         model = config.build_network(name, len(dataset.classes))
         train = config.train_of(name)
-        train_attention(model, dataset, out, train, stems, name, console, progress, boxes)
+        train_attention(model, dataset, out, train, stems, name, console, progress, boxes, ranks)
         labelling = {"maps": asdict(config.maps_of(name)), "labels": asdict(config.labels_of(name))}
         ledger = _ledger(config, dataset, boxes)
-        save_attention_model(path, model, dataset.classes, ledger, labelling)
+        ranks.first(lambda: save_attention_model(path, model, dataset.classes, ledger, labelling))
     return path
+
+
+def model_path(out: Path) -> Path:
+    """Return where the model of a training is: a folder, or the file of a version up to 0.2.0."""
+    old = out / "model.pt"
+    return old if old.is_file() else out / "model"
 
 
 def summarize(
@@ -258,15 +307,15 @@ def _ledger(
     config: RunConfig, dataset: TaggedDataset, boxes: PhotoBoxes | None
 ) -> SupervisionLedger:
     """Return what a model is trained from, its patches included."""
-    ledger = ledger_of(config, dataset)
+    ledger = ledger_of(config.network, dataset, config.data.name)
     return ledger if boxes is None else ledger.merged(boxes.ledger)
 
 
 def _problems(config: RunConfig, segment: SegmentConfig | None) -> list[str]:
     """Return everything that would stop the run at any of its steps, one line each."""
     problems = find_problems(config.data, config.network)
-    if not problems:
-        problems += patch_problems(config)
+    if not problems and config.boxes is not None:
+        problems += patch_problems(config.boxes, config.data)
     for labels in (config.labels, config.cam_labels):
         try:
             labels.build_refinement()

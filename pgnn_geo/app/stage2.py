@@ -2,7 +2,9 @@
 
 import json
 import os
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from pgnn_geo.io.files import inside, mark_results, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.io.run_folder import claim_folder, console, progress, recording, timed
-from pgnn_geo.precision import Precision, autocast, default_device
+from pgnn_geo.precision import Precision, autocast, check_devices, default_device
+from pgnn_geo.ranks import ALONE, Ranks
 from pgnn_geo.training.job import ledger_of
 from pgnn_geo.training.mutual import MutualComplement
 from pgnn_geo.training.preflight import find_problems, raise_problems
@@ -36,7 +39,7 @@ TRUTH = "truth"
 _TITLE = "segmenter"
 
 
-def segment(config: SegmentConfig, out: Path) -> dict[str, Any]:
+def segment(config: SegmentConfig, out: Path, ranks: Ranks = ALONE) -> dict[str, Any]:
     """Do stage 2 in folder :obj:`out`; steps that are done are not done again.
 
     Leaves :obj:`segmenter`, :obj:`metrics.json`, the labels that were learnt where those given
@@ -47,6 +50,8 @@ def segment(config: SegmentConfig, out: Path) -> dict[str, Any]:
     Args:
         config (SegmentConfig): What to do.
         out (Path): The folder; made if it is missing.
+        ranks (Ranks): The processes that share the photos, with a batch each in training.
+            (default: this one alone)
 
     Returns:
         The content of :obj:`metrics.json`.
@@ -55,9 +60,9 @@ def segment(config: SegmentConfig, out: Path) -> dict[str, Any]:
         InputError: If photos, labels or weights cannot be used (everything wrong with them at
             once), or if :obj:`out` holds a training of another configuration.
     """
-    done = (out / "metrics.json").is_file()
-    with recording(out / "cost.json"):
-        metrics = train_and_measure(config, out)
+    done = ranks.first((out / "metrics.json").is_file)
+    with recording(out / "cost.json") if ranks.is_first else nullcontext():
+        metrics = train_and_measure(config, out, ranks=ranks)
     if done:
         console.print(f"{out} is done; choose another --out to start anew.")
     show_metrics(metrics)
@@ -67,7 +72,7 @@ def segment(config: SegmentConfig, out: Path) -> dict[str, Any]:
 
 
 def train_and_measure(
-    config: SegmentConfig, out: Path, stems: Path | None = None
+    config: SegmentConfig, out: Path, stems: Path | None = None, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
     """Do what :func:`segment` does, without showing the result.
 
@@ -76,20 +81,16 @@ def train_and_measure(
         out (Path): The folder; made if it is missing.
         stems (Path, optional): Where outputs of frozen stages are kept for other trainings on the
             same photos; in :obj:`out`, until training ends, if not given.
+        ranks (Ranks): See :func:`segment`. (default: this one alone)
     """
     recorded = config
     if config.labels != TRUTH:  # so that both folders can be moved together
         recorded = replace(config, labels=os.path.relpath(config.labels, out))
-    if (out / "config.json").is_file():
-        claim_folder(out, recorded)
-    if (out / "metrics.json").is_file():
-        metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+    if metrics := ranks.first(lambda: _finished(recorded, out)):
         return metrics
     with timed("check labels"):
+        ranks.first(lambda: _check(config, ranks))
         dataset, ledger = labelled_photos(config)
-        measured = config.measured
-        problems = find_problems(measured, config.network, config.train.devices)
-        raise_problems(dataset.check() + problems)
         maps = None
         if config.uncertain is not None and config.labels != TRUTH:
             maps = maps_beside(Path(config.labels), dataset)
@@ -98,25 +99,54 @@ def train_and_measure(
         drawn = None
         if config.true_masks:
             drawn = choose_photos(dataset, config.data, config.true_masks)
-    claim_folder(out, recorded)  # not before: a mistake leaves nothing behind
+    # Not before: a mistake leaves nothing behind.
+    ranks.first(lambda: claim_folder(out, recorded))
+    ranks.check_shared(out / "config.json")
     ignored = 0.0
     if maps is not None and config.uncertain is not None:
         with timed("certain labels"):
             folder = out / "labels" / "certain"
-            dataset = certain_photos(dataset, maps, config.uncertain, folder, ledger)
+            certain = partial(certain_photos, dataset, maps, config.uncertain, folder, ledger)
+            ranks.first(lambda: certain().mask_path(0))
+            dataset = certain()  # of what is there
         ignored = ignored_share(folder)
         console.print(f"{100 * ignored:.1f} % of the pixels are left out as uncertain background")
     if drawn is not None:
-        dataset = with_true_masks(dataset, *drawn, out / "labels" / "true")
+        true = partial(with_true_masks, dataset, *drawn, out / "labels" / "true")
+        ranks.first(lambda: true().mask_path(0))
+        dataset = true()
         masks = f"true masks of {len(drawn[1])} of {len(dataset)} photos ({config.data.name})"
         ledger = ledger.merged(SupervisionLedger(masks=masks))
     with timed("train segmenter"):
-        segmenter = _train(config, dataset, ledger, out, stems)
-    metrics = _measure(recorded, segmenter, measured, out) | {"ignored": ignored}
+        segmenter = _train(config, dataset, ledger, out, stems, ranks)
+    metrics = _measure(recorded, segmenter, config.measured, out, ranks) | {"ignored": ignored}
     segmenter.metrics = metrics.get("segmenter")
-    segmenter.save_pretrained(out / "segmenter")
-    write_json(out / "metrics.json", metrics)
+    if ranks.is_first:
+        segmenter.save_pretrained(out / "segmenter")
+        write_json(out / "metrics.json", metrics)
     return metrics
+
+
+def _finished(config: SegmentConfig, out: Path) -> dict[str, Any] | None:
+    """Return what a finished training has measured, if it is that of the folder."""
+    if (out / "config.json").is_file():
+        claim_folder(out, config)
+    if not (out / "metrics.json").is_file():
+        return None
+    metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
+    return metrics
+
+
+def _check(config: SegmentConfig, ranks: Ranks) -> None:
+    """Raise everything that is wrong before any work is done."""
+    check_devices(config.train.devices, ranks.size)
+    dataset, _ = labelled_photos(config)
+    problems = find_problems(config.measured, config.network, config.train.devices)
+    raise_problems(dataset.check() + problems)
+    if config.uncertain is not None and config.labels != TRUTH:
+        maps_beside(Path(config.labels), dataset)
+    if config.true_masks:
+        choose_photos(dataset, config.data, config.true_masks)
 
 
 def labelled_photos(config: SegmentConfig) -> tuple[TaggedDataset, SupervisionLedger]:
@@ -127,7 +157,7 @@ def labelled_photos(config: SegmentConfig) -> tuple[TaggedDataset, SupervisionLe
             true masks where they are asked for.
     """
     photos = config.data.build()
-    full = ledger_of(config, photos)
+    full = ledger_of(config.network, photos, config.data.name)
     if config.labels == TRUTH:
         if config.mutual != "off":
             raise InputError("The mutual complement rewrites pseudo-labels, not true masks.")
@@ -168,6 +198,7 @@ def _train(
     ledger: SupervisionLedger,
     out: Path,
     stems: Path | None,
+    ranks: Ranks,
 ) -> Segmenter:
     seed_everything(config.train.seed, workers=True, verbose=False)
     network = config.network.build(config.train, len(dataset.classes))
@@ -187,23 +218,28 @@ def _train(
         )
         callbacks.append(complement)
     train_segmentation(
-        network, data, out, config.train, callbacks, "segment", console, progress, stems
+        network, data, out, config.train, callbacks, "segment", console, progress, stems, ranks
     )
     return Segmenter(network, dataset.classes, ledger, side=config.train.size)
 
 
 def _measure(
-    config: SegmentConfig, segmenter: Segmenter, measured: DataConfig | None, out: Path
+    config: SegmentConfig,
+    segmenter: Segmenter,
+    measured: DataConfig | None,
+    out: Path,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Predict the photos that have true masks, and return the content of :obj:`metrics.json`."""
     metrics: dict[str, Any] = {}
     if measured is not None:
         truth, folder = measured.build(with_masks=True), out / "predictions"
         with timed("predict"):
-            _predict(segmenter, truth, folder, config.train.precision)
-        scores = evaluate(folder, truth, progress)
+            _predict(segmenter, truth, folder, config.train.precision, ranks)
+        scores = evaluate(folder, truth, progress, ranks)
         metrics = {"segmenter": scores.to_dict(), "images": scores.images}
-        label_sheets(out / "overlays", truth, {_TITLE: folder})
+        if ranks.is_first:
+            label_sheets(out / "overlays", truth, {_TITLE: folder})
     split = None if measured is None or not measured.has_splits else measured.split
     return {
         **metrics,
@@ -220,13 +256,18 @@ def _measure(
 
 
 def _predict(
-    segmenter: Segmenter, photos: TaggedDataset, folder: Path, precision: Precision
+    segmenter: Segmenter,
+    photos: TaggedDataset,
+    folder: Path,
+    precision: Precision,
+    ranks: Ranks,
 ) -> None:
     """Write the predicted labels of every photo, at its own size, as :obj:`folder/ID.png`."""
     segmenter.network.to(default_device())
-    mark_results(folder)
+    ranks.first(lambda: mark_results(folder))
+    own = ranks.share(range(len(photos)))
     with autocast(precision, segmenter.network.device):  # its converted weights are kept
-        for index in progress(range(len(photos)), "predict", len(photos)):
+        for index in progress(own, "predict", len(own)):
             item = photos[index]
             image = item["image"].as_subclass(Tensor)
             save_mask(

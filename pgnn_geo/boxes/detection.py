@@ -1,6 +1,5 @@
 """Boxes from end to end: propose, train a detector on image tags, detect, measure; resumes."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.io.model_folder import model_digest
 from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
 from pgnn_geo.nn.backbones import BackboneName
 from pgnn_geo.precision import default_device
@@ -100,11 +100,13 @@ class DetectConfig:
     Args:
         data (DataConfig): The photos to train on and to detect in.
         network (DetectorNetworkConfig): The network.
-        proposals (ProposalConfig): How boxes are proposed.
-        train (DetectorTrainingConfig): Hyper-parameters.
+        proposals (ProposalConfig): How boxes are proposed, by selective search.
+        train (DetectorTrainingConfig): Hyper-parameters of training.
         boxes (DetectionConfig): How boxes are inferred.
-        adjuster (str, optional): File of a box adjuster, as :func:`learn_adjuster` writes it.
-        eval_split (str, optional): Split of VOC or Shapes to detect in as well, without the tags.
+        adjuster (str, optional): The folder of a model that "adjuster" wrote, which moves the
+            boxes; what is made with it is not made from tags alone.
+        eval_split (str, optional): Split of VOC or Shapes to detect in as well, without using its
+            tags; null for none.
     """
 
     data: DataConfig
@@ -126,7 +128,7 @@ class DetectConfig:
 def detect(config: DetectConfig, out: Path, cache: Path | None = None) -> dict[str, Any]:
     """Do the whole job in folder :obj:`out`; steps that are done are not done again.
 
-    Leaves :obj:`detector.pt`, :obj:`boxes.json` (COCO results; of tagged classes only),
+    Leaves :obj:`model`, :obj:`boxes.json` (COCO results; of tagged classes only),
     :obj:`metrics.json` and, with an :obj:`eval_split`, :obj:`boxes-SPLIT.json` (of all classes).
 
     Args:
@@ -167,13 +169,23 @@ def detect(config: DetectConfig, out: Path, cache: Path | None = None) -> dict[s
     metrics |= {
         "classes": list(dataset.classes),
         "seed": config.train.seed,
-        "supervision": load_detector(out / "detector.pt").ledger.to_list(),
+        "supervision": load_detector(detector_path(out)).ledger.to_list(),
     }
     write_json(out / "metrics.json", metrics)
     shutil.rmtree(out / "stems", ignore_errors=True)  # gigabytes that only training needs
     _show(metrics)
-    console.print(f"boxes {out}/boxes.json, detector {out}/detector.pt")
+    console.print(f"boxes {out}/boxes.json, detector {detector_path(out)}")
     return metrics
+
+
+def detector_path(out: Path) -> Path:
+    """Return where :func:`detect` leaves its detector in the folder :obj:`out`."""
+    return _model_path(out, "detector.pt")
+
+
+def _model_path(out: Path, old: str) -> Path:
+    """Return the folder of the model, or the file of a version up to 0.2.0 if that is there."""
+    return out / old if (out / old).is_file() else out / "model"
 
 
 def propose(dataset: TaggedDataset, folder: Path, config: ProposalConfig) -> list[Tensor]:
@@ -188,11 +200,11 @@ class AdjusterConfig:
     """Everything that decides the outcome of :func:`learn_adjuster`.
 
     Args:
-        annotations (str): COCO file of annotations, see
+        annotations (str): COCO file of annotations; the classes in it do not matter, see
             :class:`~pgnn_geo.boxes.AuxiliaryBoxes`.
         images (str): Folder of its photos.
         network (AdjusterNetworkConfig): The network.
-        train (AdjusterTrainingConfig): Hyper-parameters.
+        train (AdjusterTrainingConfig): Hyper-parameters of training.
     """
 
     annotations: str
@@ -202,7 +214,7 @@ class AdjusterConfig:
 
 
 def learn_adjuster(config: AdjusterConfig, out: Path) -> Path:
-    """Train a box adjuster into :obj:`out/adjuster.pt`, unless it is there; return that path.
+    """Train a box adjuster into folder :obj:`out/model`, unless it is there; return that path.
 
     Args:
         config (AdjusterConfig): What to do.
@@ -212,10 +224,10 @@ def learn_adjuster(config: AdjusterConfig, out: Path) -> Path:
         InputError: If annotations, photos or weights cannot be used, or if :obj:`out` holds a run
             of another configuration.
     """
-    path = out / "adjuster.pt"
+    path = _model_path(out, "adjuster.pt")
     if (out / "config.json").is_file():
         claim_folder(out, config)
-    if path.is_file():
+    if path.exists():
         return path
     with timed("check"):
         dataset = AuxiliaryBoxes(config.annotations, config.images)
@@ -250,9 +262,9 @@ def _train(
     adjuster: AdjusterFile | None,
     out: Path,
 ) -> None:
-    """Train the detector into :obj:`out/detector.pt`, unless it is there."""
-    path = out / "detector.pt"
-    if path.is_file():
+    """Train the detector into folder :obj:`out/model`, unless it is there."""
+    path = detector_path(out)
+    if path.exists():
         return
     with timed("train detector"):
         seed_everything(config.train.seed, workers=True, verbose=False)
@@ -268,7 +280,7 @@ def _train(
             console=console,
             progress=progress,
         )
-        ledger = ledger_of(config, dataset)
+        ledger = ledger_of(config.network, dataset, config.data.name)
         if adjuster is not None:
             ledger = ledger.merged(adjuster.ledger)
         save_detector(path, network, dataset.classes, ledger)
@@ -284,7 +296,7 @@ def _boxes(
 ) -> dict[str, Any]:
     """Write the boxes of photos, and return what there is to say of them."""
     dataset = data.build()
-    model, _, ledger = load_detector(out / "detector.pt")
+    model, _, ledger = load_detector(detector_path(out))
     model.to(default_device())
     path = out / ("boxes.json" if use_tags else f"boxes-{data.split}.json")
     with timed(f"detect {data.name}"):
@@ -300,7 +312,7 @@ def _boxes(
             progress=progress,
         )
         made_from = {
-            "detector": hashlib.sha256((out / "detector.pt").read_bytes()).hexdigest(),
+            "detector": model_digest(detector_path(out)),
             "boxes": asdict(config.boxes),
             "tags": use_tags,
         }

@@ -1,14 +1,17 @@
-"""Files of detectors and box adjusters: weights, configuration and what they were made from."""
+"""Detectors and box adjusters as folders, with what they were made from."""
 
 import os
 from typing import NamedTuple
 
 from pgnn_geo.boxes.adjuster import BoxAdjuster
 from pgnn_geo.boxes.weak_detector import WeakDetector
-from pgnn_geo.io.checkpoint import fitting_content, read_model_file, write_model_file
 from pgnn_geo.io.ledger import SupervisionLedger
-
-_DETECTOR, _ADJUSTER = "pgnn_geo weak detector 1", "pgnn_geo box adjuster 1"
+from pgnn_geo.io.model_folder import (
+    fitting_content,
+    load_tensors,
+    read_model_folder,
+    write_model_folder,
+)
 
 
 class DetectorFile(NamedTuple):
@@ -33,38 +36,44 @@ def save_detector(
     ledger: SupervisionLedger,
 ) -> None:
     """Write a detector so that :func:`load_detector` needs nothing else, atomically."""
-    write_model_file(path, _DETECTOR, model, model.config, ledger, classes=list(classes))
+    values = {
+        "network": model.config,
+        "classes": list(classes),
+        "supervision": ledger.to_dict(),
+    }
+    write_model_folder(path, "weak detector", model.state_dict(), values)
 
 
 def load_detector(path: str | os.PathLike[str]) -> DetectorFile:
-    """Read a detector's file; only tensors and plain values are unpickled.
+    """Read a detector's folder, or its file of a version up to 0.2.0.
 
     Raises:
-        InputError: If the file is missing, damaged, or not such a model.
+        InputError: If it is missing, damaged, or not such a model.
     """
-    content = read_model_file(path, _DETECTOR, "a detector")
+    state, values = read_model_folder(path, "weak detector")
     with fitting_content(path):
-        model = WeakDetector.from_config(content["config"])
-        model.load_state_dict(content["state_dict"])
-        ledger = SupervisionLedger.from_dict(content["ledger"])
-        return DetectorFile(model.eval(), tuple(content["classes"]), ledger)
+        model = WeakDetector.from_config(values["network"])
+        load_tensors(model, state, path)
+        ledger = SupervisionLedger.from_dict(values["supervision"])
+        return DetectorFile(model.eval(), tuple(str(name) for name in values["classes"]), ledger)
 
 
 def save_adjuster(
     path: str | os.PathLike[str], model: BoxAdjuster, ledger: SupervisionLedger
 ) -> None:
     """Write a box adjuster so that :func:`load_adjuster` needs nothing else, atomically."""
-    write_model_file(path, _ADJUSTER, model, model.config, ledger)
+    values = {"network": model.config, "supervision": ledger.to_dict()}
+    write_model_folder(path, "box adjuster", model.state_dict(), values)
 
 
 def load_adjuster(path: str | os.PathLike[str]) -> AdjusterFile:
-    """Read a box adjuster's file; only tensors and plain values are unpickled.
+    """Read a box adjuster's folder, or its file of a version up to 0.2.0.
 
     Raises:
-        InputError: If the file is missing, damaged, or not such a model.
+        InputError: If it is missing, damaged, or not such a model.
     """
-    content = read_model_file(path, _ADJUSTER, "a box adjuster")
+    state, values = read_model_folder(path, "box adjuster")
     with fitting_content(path):
-        model = BoxAdjuster.from_config(content["config"])
-        model.load_state_dict(content["state_dict"])
-        return AdjusterFile(model.eval(), SupervisionLedger.from_dict(content["ledger"]))
+        model = BoxAdjuster.from_config(values["network"])
+        load_tensors(model, state, path)
+        return AdjusterFile(model.eval(), SupervisionLedger.from_dict(values["supervision"]))

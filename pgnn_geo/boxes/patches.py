@@ -5,73 +5,35 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pgnn_geo.boxes import detection
 from pgnn_geo.boxes.attention_boxes import AttentionBoxConfig, AttentionBoxes
 from pgnn_geo.boxes.box_file import BoxFile, box_record, cached_boxes
 from pgnn_geo.boxes.config import BoxConfig
-from pgnn_geo.boxes.detection import DetectConfig, DetectorNetworkConfig
+from pgnn_geo.boxes.detection import DetectConfig
 from pgnn_geo.boxes.image_boxes import BoxSource
-from pgnn_geo.boxes.inference import DetectionConfig
 from pgnn_geo.boxes.photo_boxes import PhotoBoxes
 from pgnn_geo.boxes.proposals import check_selective_search
-from pgnn_geo.boxes.training.detector import DetectorTrainingConfig
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.checkpoint import load_attention_model
 from pgnn_geo.io.files import first_difference
+from pgnn_geo.io.model_folder import model_digest
 from pgnn_geo.io.run_folder import console, progress, timed
-from pgnn_geo.labels.maps import attention_maps
-from pgnn_geo.nn.backbones import BackboneName
+from pgnn_geo.labels.maps import MapConfig, attention_maps
 from pgnn_geo.precision import default_device
-from pgnn_geo.training.attention import AttentionTrainingConfig
-from pgnn_geo.training.job import NetworkChoice
-
-
-class BoxNetwork(NetworkChoice, Protocol):
-    """The trunk of a run's network, which its detector has as well."""
-
-    @property
-    def backbone(self) -> BackboneName:  # noqa: D102
-        ...
-
-    @property
-    def weights(self) -> str | None:  # noqa: D102
-        ...
-
-    @property
-    def freeze_stages(self) -> int:  # noqa: D102
-        ...
-
-    @property
-    def output_stride(self) -> int:  # noqa: D102
-        ...
-
-
-class BoxRun(Protocol):
-    """A run whose patches may be boxes, as much of it as they depend on."""
-
-    @property
-    def data(self) -> DataConfig:  # noqa: D102
-        ...
-
-    @property
-    def network(self) -> BoxNetwork:  # noqa: D102
-        ...
-
-    @property
-    def train(self) -> AttentionTrainingConfig:  # noqa: D102
-        ...
-
-    @property
-    def boxes(self) -> BoxConfig | None:  # noqa: D102
-        ...
 
 
 def make_boxes(
-    config: BoxRun, dataset: TaggedDataset, path: Path, cam: Path, stems: Path | None = None
+    config: BoxConfig,
+    dataset: TaggedDataset,
+    path: Path,
+    cam: Path,
+    stems: Path | None,
+    maps: MapConfig,
+    detector: DetectConfig,
 ) -> PhotoBoxes:
     """Return the boxes of a run's photos, made into :obj:`path` unless they are there.
 
@@ -80,22 +42,23 @@ def make_boxes(
     :obj:`detector`; a file is read, and kept as it was.
 
     Args:
-        config (BoxRun): What is run, with boxes.
-        dataset (TaggedDataset): Its photos.
+        config (BoxConfig): Which boxes.
+        dataset (TaggedDataset): The photos.
         path (Path): Where the boxes are kept, as COCO results with a record of what made them.
         cam (Path): The run's CAM, as :func:`~pgnn_geo.io.checkpoint.save_attention_model` wrote it.
         stems (Path, optional): Where outputs of frozen stages are kept for reuse.
+        maps (MapConfig): How the CAM's maps are inferred and completed.
+        detector (DetectConfig): How a detector is trained.
 
     Raises:
         InputError: If they cannot be made, there is none, or those at :obj:`path` were made from
             something else: a network may have been trained on them.
     """
-    assert config.boxes is not None
-    made_from: dict[str, Any] = {"source": config.boxes.source}
+    made_from: dict[str, Any] = {"source": config.source}
     make: Callable[[], BoxSource]
-    if config.boxes.source == "attention":
-        maps, cut = config.train.completion_maps, AttentionBoxConfig()
-        made_from |= {"cam": _digest(cam), "maps": asdict(maps), "boxes": asdict(cut)}
+    if config.source == "attention":
+        cut = AttentionBoxConfig()
+        made_from |= {"cam": model_digest(cam), "maps": asdict(maps), "boxes": asdict(cut)}
 
         def make() -> BoxSource:
             model, _, ledger, _ = load_attention_model(cam)
@@ -103,17 +66,16 @@ def make_boxes(
             found = attention_maps(model, dataset, maps, stems, path.parent, progress)
             return AttentionBoxes(found, dataset, ledger, cut)
 
-    elif config.boxes.source == "detector":
-        job = detector_config(config)
-        made_from["detector"] = asdict(job)
+    elif config.source == "detector":
+        made_from["detector"] = asdict(detector)
 
         def make() -> BoxSource:
             folder = path.parent / "detector"
-            detection.detect(job, folder)
+            detection.detect(detector, folder)
             return BoxFile(folder / "boxes.json", dataset)
 
     else:
-        file = Path(str(config.boxes.file))
+        file = Path(str(config.file))
         made_from["sha256"] = _digest(file)
 
         def make() -> BoxSource:
@@ -130,7 +92,7 @@ def make_boxes(
         )
     boxes = read_boxes(path, dataset)
     if record is None:
-        console.print(_said(boxes, config.boxes), highlight=False)
+        console.print(_said(boxes, config), highlight=False)
     return boxes
 
 
@@ -150,37 +112,19 @@ def read_boxes(path: Path, dataset: TaggedDataset) -> PhotoBoxes:
     return boxes
 
 
-def patch_problems(config: BoxRun) -> list[str]:
+def patch_problems(config: BoxConfig, data: DataConfig) -> list[str]:
     """Return what would stop the making of a run's boxes, one line each; the photos must be well.
 
     What has to be trained first cannot be looked at.
     """
     try:
-        if config.boxes is not None and config.boxes.source == "file":
-            read_boxes(Path(str(config.boxes.file)), config.data.build())
-        elif config.boxes is not None and config.boxes.source == "detector":
+        if config.source == "file":
+            read_boxes(Path(str(config.file)), data.build())
+        elif config.source == "detector":
             check_selective_search()
     except InputError as error:
         return [str(error)]
     return []
-
-
-def detector_config(config: BoxRun) -> DetectConfig:
-    """Return how the detector of a run is trained: by default, but on its backbone and its seed.
-
-    For other settings, ``pgnn-geo detect`` writes a file of boxes.
-    """
-    network, train = config.network, config.train
-    return DetectConfig(
-        data=config.data,
-        network=DetectorNetworkConfig(
-            network.backbone, network.weights, network.freeze_stages, network.output_stride
-        ),
-        train=DetectorTrainingConfig(
-            seed=train.seed, precision=train.precision, workers=train.workers
-        ),
-        boxes=DetectionConfig(precision=train.precision),
-    )
 
 
 def describe_boxes(boxes: PhotoBoxes, config: BoxConfig) -> dict[str, Any]:

@@ -60,20 +60,8 @@ class PhotoBoxes:
         """Boxes in what is shown of some photos, cut at its borders, and their classes.
 
         Boxes of which less than a quarter is seen are left out, see :meth:`ImageBoxes.shown`.
-
-        Args:
-            rows (torch.Tensor): The photos' places in the data set.
-            size (sequence of int): Height and width of the feature map.
-            crop (torch.Tensor, optional): The part of each photo that is shown, xyxy in its pixels;
-                all of it if not given.
-            flip (torch.Tensor, optional): Whether each is mirrored; none is if not given.
-            device (torch.device or str): Where the result is wanted. (default: :obj:`"cpu"`)
-
-        Shapes:
-            - **rows:** :math:`(B)`
-            - **crop:** :math:`(B, 4)`
-            - **flip:** :math:`(B)`
-            - **output:** :math:`B` tensors :math:`(k_i, 4)` and :math:`B` tensors :math:`(k_i)`
+        Arguments and shapes are those of :meth:`NodeBoxes.shown
+        <pgnn_geo.graph.node_boxes.NodeBoxes.shown>`.
         """
         if crop is None:
             height, width = self.sizes[rows].T

@@ -4,12 +4,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 from pgnn_geo.datasets.base import TaggedDataset
 from pgnn_geo.datasets.folder import TaggedFolder
 from pgnn_geo.datasets.formats import recognise
 from pgnn_geo.datasets.shapes import Shapes
 from pgnn_geo.datasets.voc import VOC2012
+from pgnn_geo.options import Fields
 from pgnn_geo.registry import Registry
 
 #: Data sets by the name that :attr:`DataConfig.data` has: called with the configuration, and with
@@ -87,6 +89,10 @@ class DataConfig:
         if self.data == "folder":  # without a look at the photos
             return self.masks is not None
         return DATASETS[self.data](self, False).has_masks
+
+
+#: What a command knows of its photos beside the folder: the values of a :class:`DataConfig`.
+PhotoOptions = Annotated[dict[str, Any], Fields(DataConfig, skip=("root",))]
 
 
 @DATASETS.register("voc")

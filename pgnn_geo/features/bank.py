@@ -96,6 +96,7 @@ class FeatureBank:
         count: int,
         key: dict[str, object],
         ranks: Ranks = ALONE,
+        unit: int = 1,
     ) -> "FeatureBank":
         """Open the bank at :obj:`path`, writing it first unless it is there with the same key.
 
@@ -111,6 +112,8 @@ class FeatureBank:
             count (int): Number of photos :math:`M`.
             key (dict): JSON values that say what the features were made from.
             ranks (Ranks): The processes that share the work. (default: this one alone)
+            unit (int): Photos that are worked on at a time, which no two processes share, so that
+                they are the same whatever the number of processes. (default: :obj:`1`)
 
         Raises:
             InputError: If there is no room for the bank where it is to lie, known as soon as the
@@ -123,7 +126,7 @@ class FeatureBank:
             try:
                 if ranks.is_first:
                     _prepare(part, target)
-                _write(part, features, count, json.loads(json.dumps(key)), ranks)
+                _write(part, features, count, json.loads(json.dumps(key)), ranks, unit)
                 ranks.first(lambda: _finish(part, target, key))
             except OSError as error:
                 raise InputError(
@@ -225,10 +228,11 @@ def _runs(rows: list[int]) -> list[list[int]]:
     return runs
 
 
-def _share(missing: list[range], ranks: Ranks) -> list[range]:
+def _share(missing: list[range], ranks: Ranks, unit: int) -> list[range]:
     """Return which of the missing rows are this process' to write."""
-    rows = ranks.share([row for run in missing for row in run])
-    return [range(*run) for run in _runs(list(rows))]
+    rows = [row for run in missing for row in run]
+    own = set(ranks.share(sorted({row // unit for row in rows})))
+    return [range(*run) for run in _runs([row for row in rows if row // unit in own])]
 
 
 def _rows(
@@ -261,10 +265,11 @@ def _write(
     count: int,
     key: dict[str, object],
     ranks: Ranks,
+    unit: int,
 ) -> None:
     """Write what is missing of :obj:`count` rows, noting down from time to time which stand."""
     missing = ranks.first(lambda: _missing(part, count, key))
-    batches = _rows(features, _share(missing, ranks), count)
+    batches = _rows(features, _share(missing, ranks, unit), count)
     batch = next(batches, None)  # whose shape is that of the file
     shapes = ranks.gather(None if batch is None else (count, *batch[1].shape[1:]))
     shape = next(filter(None, shapes), None)

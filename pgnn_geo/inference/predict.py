@@ -52,12 +52,13 @@ class PredictConfig:
     """How masks of photos are predicted.
 
     Args:
-        scales (sequence of float): Multiples of the segmenter's size of photos that are averaged.
+        scales (sequence of float): Multiples of the size at which the segmenter sees photos; they
+            are averaged.
         flip (bool): Average with the mirrored photo.
-        max_side (int): Longer side to which larger photos are scaled down before all else.
-        refine (str): What is done to the probabilities at that size, see
-            :func:`~pgnn_geo.labels.build_refinement`.
-        precision (str): Of the network: :obj:`"auto"` or one of Lightning's names.
+        max_side (int): Longer side to which larger photos are scaled down first; bounds the memory.
+        refine (str): "par" or "crf" to fit the masks to the edges in the photo, "none", or one of
+            your own, see :func:`~pgnn_geo.labels.build_refinement`.
+        precision (str): Of the network: "auto", "32-true", "bf16-mixed" or "16-mixed".
     """
 
     scales: Sequence[float] = (1.0,)

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.io.model_folder import (
-    ModelFolder,
-    find_model_folder,
-    push_model_folder,
-    read_model_folder,
-    write_model_folder,
-)
 from pgnn_geo.io.onnx_file import SUFFIX, OnnxNetwork, read_onnx, write_onnx
+from pgnn_geo.io.segmenter_folder import (
+    SegmenterContent,
+    find_segmenter,
+    push_segmenter,
+    read_segmenter,
+    write_segmenter,
+)
 from pgnn_geo.nn.photo_views import MAX_SIDE, PhotoNetwork, photo_views
 from pgnn_geo.nn.view_average import ViewAverage
 from pgnn_geo.precision import Precision, default_device
@@ -177,8 +177,8 @@ class Segmenter:
             InputError: If the folder holds other files, cannot be written, or the package
                 :obj:`safetensors` is missing.
         """
-        content = ModelFolder(self.network, self.classes, self.ledger, self.metrics, self.side)
-        write_model_folder(Path(folder), content)
+        content = SegmenterContent(self.network, self.classes, self.ledger, self.metrics, self.side)
+        write_segmenter(Path(folder), content)
         return Path(folder)
 
     def export_onnx(
@@ -194,7 +194,7 @@ class Segmenter:
         Raises:
             InputError: If it cannot be written, or packages are missing.
         """
-        content = ModelFolder(self.network, self.classes, self.ledger, self.metrics, self.side)
+        content = SegmenterContent(self.network, self.classes, self.ledger, self.metrics, self.side)
         write_onnx(Path(path), content, int8)
         return Path(path)
 
@@ -215,7 +215,7 @@ class Segmenter:
         """
         if os.fspath(path).endswith(SUFFIX):
             return cls(*read_onnx(path))
-        return cls(*read_model_folder(find_model_folder(os.fspath(path), revision)))
+        return cls(*read_segmenter(find_segmenter(os.fspath(path), revision)))
 
     def push_to_hub(
         self,
@@ -240,4 +240,4 @@ class Segmenter:
         """
         with tempfile.TemporaryDirectory() as scratch:
             folder = self.save_pretrained(Path(scratch) / "segmenter")
-            return push_model_folder(folder, repo_id, private, message, revision)
+            return push_segmenter(folder, repo_id, private, message, revision)

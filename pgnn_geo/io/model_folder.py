@@ -1,151 +1,196 @@
-"""Segmenters on disk and on the Hugging Face Hub: one folder, no pickle."""
+"""The one format of models: a folder of ``config.json`` and ``model.safetensors``, no pickle."""
 
+import hashlib
 import json
-import re
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.files import atomic_folder, write_json
-from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.io.model_card import model_card
-from pgnn_geo.io.tensor_folder import check_tensors, import_safetensors, sha256_of
-from pgnn_geo.nn.architectures import network_from_config
-from pgnn_geo.nn.photo_views import PhotoNetwork
-from pgnn_geo.nn.segmentation_network import SegmentationNetwork
 
-_FORMAT = "pgnn_geo segmenter 1"
-_WEIGHTS, _CONFIG, _CARD = "model.safetensors", "config.json", "README.md"
-_FILES = (_WEIGHTS, _CONFIG, _CARD)
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
+ModelKind = Literal[
+    "segmenter", "evidence model", "attention model", "weak detector", "box adjuster"
+]
 
-class ModelFolder(NamedTuple):
-    """What a folder or an ONNX file holds."""
+#: Versions of the format, by what the folder holds.
+VERSIONS: dict[ModelKind, int] = {
+    "segmenter": 1,
+    "evidence model": 2,
+    "attention model": 3,
+    "weak detector": 2,
+    "box adjuster": 2,
+}
 
-    network: PhotoNetwork  #: in evaluation mode
-    classes: tuple[str, ...]  #: names of its K classes
-    ledger: SupervisionLedger  #: what it was trained from
-    metrics: dict[str, Any] | None  #: scores, if any
-    side: int | None  #: longer side of photos in the network, if they are resized
+#: Versions that were one file of :func:`torch.save`, up to 0.2.0; such files are still read.
+_ONE_FILE: dict[ModelKind, int] = {"attention model": 2, "weak detector": 1, "box adjuster": 1}
 
 
-def write_model_folder(folder: Path, content: ModelFolder) -> None:
-    """Write :obj:`model.safetensors`, :obj:`config.json` and the model card, atomically.
+def write_model_folder(
+    folder: str | os.PathLike[str],
+    kind: ModelKind,
+    state: Mapping[str, Tensor],
+    values: Mapping[str, Any],
+    card: str | None = None,
+) -> None:
+    """Write a folder that is there complete or not at all; one that stood there is replaced.
+
+    Args:
+        folder (str or PathLike): The folder.
+        kind (str): What it holds.
+        state (mapping): The tensors.
+        values (mapping): JSON values, which :obj:`config.json` has beside the name of the format
+            and the digest of the tensors' file.
+        card (str, optional): Text of a :obj:`README.md`.
 
     Raises:
-        InputError: If the folder holds other files, cannot be written, or :obj:`safetensors` is
-            missing.
+        InputError: If the folder holds other files, cannot be written, or the package
+            :obj:`safetensors` is missing.
     """
-    safetensors = import_safetensors()
-    network, classes, ledger, metrics, side = content
-    if not isinstance(network, SegmentationNetwork):
-        raise InputError("this segmenter was read from an ONNX file; copy that")
-    state = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    safetensors, folder = import_safetensors(), Path(folder)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     try:
-        if folder.exists() and {path.name for path in folder.iterdir()} - {*_FILES}:
+        if folder.exists() and {path.name for path in folder.iterdir()} - {WEIGHTS, CONFIG, CARD}:
             raise InputError(f"{folder} holds other files; choose another folder.")
         with atomic_folder(folder) as temporary:
-            safetensors.torch.save_file(state, temporary / _WEIGHTS, metadata={"format": "pt"})
-            config = {
-                "format": _FORMAT,
-                "network": network.saved_config,
-                "classes": list(classes),
-                "supervision": ledger.to_dict(),
-                "side": side,
-                "metrics": metrics,
-                "sha256": sha256_of(temporary / _WEIGHTS),
-            }
-            write_json(temporary / _CONFIG, config)
-            card = model_card(classes, ledger, metrics)
-            (temporary / _CARD).write_text(card, encoding="utf-8")
+            safetensors.torch.save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+            digest = sha256_of(temporary / WEIGHTS)
+            write_json(temporary / CONFIG, {"format": _form(kind), **values, "sha256": digest})
+            if card is not None:
+                (temporary / CARD).write_text(card, encoding="utf-8")
     except (OSError, safetensors.SafetensorError) as error:
         raise InputError(f"{folder} cannot be written: {error}") from error
 
 
-def read_model_folder(folder: Path) -> ModelFolder:
-    """Read a folder that :func:`write_model_folder` wrote; nothing is unpickled.
+def read_model_folder(
+    folder: str | os.PathLike[str], kind: ModelKind
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`write_model_folder` wrote; nothing is unpickled.
+
+    Of the single files that versions up to 0.2.0 wrote, only tensors and plain values are.
+
+    Args:
+        folder (str or PathLike): The folder.
+        kind (str): What it must hold.
 
     Raises:
-        InputError: If a file is missing, damaged, of another kind, or does not fit the others.
+        InputError: If a file is missing, damaged, of another kind or version, or not the other's.
     """
+    folder = Path(folder)
+    if folder.is_file():
+        return _read_file(folder, kind)
+    if not folder.exists():
+        raise InputError(f"There is no model {folder}; want the folder of {_a(kind)}.")
     safetensors = import_safetensors()
-    path = folder / _WEIGHTS
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        digest, state = sha256_of(path), safetensors.torch.load_file(path)
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        digest, state = sha256_of(folder / WEIGHTS), safetensors.torch.load_file(folder / WEIGHTS)
     except OSError as error:
-        raise InputError(f"{folder} is not a whole segmenter folder: {error}") from error
+        raise InputError(f"{folder} is not the whole folder of {_a(kind)}: {error}") from error
     except (ValueError, safetensors.SafetensorError) as error:
-        raise InputError(f"{folder} holds no readable segmenter: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != _FORMAT:
-        raise InputError(f"{folder} is not a segmenter of this package ({_FORMAT!r}).")
-    if digest != config.get("sha256"):
-        raise InputError(f"{path} is not the file that {_CONFIG} describes; copy both again.")
+        raise InputError(f"{folder} cannot be read as {_a(kind)}: {error}") from error
+    _check_form(folder, kind, values, _form(kind))
+    if digest != values.get("sha256"):
+        raise InputError(
+            f"{folder / WEIGHTS} is not the file that {CONFIG} describes; copy both again."
+        )
+    return state, values
+
+
+def _read_file(path: Path, kind: ModelKind) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a model of before there were folders, with what it is called in them."""
     try:
-        with torch.device("meta"):  # takes no memory, whatever sizes the file asks for
-            network = network_from_config(config["network"])
-        classes = tuple(str(name) for name in config["classes"])
-        if len(classes) != network.num_classes:
-            raise ValueError(f"{len(classes)} names for {network.num_classes} classes")
-        ledger = SupervisionLedger.from_dict(config["supervision"])
-        side = None if config["side"] is None else int(config["side"])
-        content = ModelFolder(network, classes, ledger, config["metrics"], side)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        raise InputError(f"{path} cannot be read as {_a(kind)}: {error}") from error
+    old = _ONE_FILE.get(kind)
+    _check_form(path, kind, content, _form(kind) if old is None else f"pgnn_geo {kind} {old}")
+    with fitting_content(path):
+        names = {"config": "network", "ledger": "supervision"}
+        values = {names.get(name, name): value for name, value in content.items()}
+        return values.pop("state_dict"), values
+
+
+def model_kind(path: str | os.PathLike[str]) -> str | None:
+    """Return which kind a folder says it is; :obj:`None` if it says nothing, or is no folder."""
+    try:
+        form = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))["format"]
+        return str(form).removeprefix("pgnn_geo ").rpartition(" ")[0]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def model_digest(path: str | os.PathLike[str]) -> str:
+    """Return what stands for a model in records: a digest, of its weights and values."""
+    path = Path(path)
+    return sha256_of(path if path.is_file() else path / CONFIG)  # which has that of the weights
+
+
+@contextmanager
+def fitting_content(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what building a model from a folder's content raises into one error about the folder."""
+    try:
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{folder / _CONFIG} does not fit this version: {error!r}") from error
-    check_tensors(path, state, network, _CONFIG)
-    network.load_state_dict(state, assign=True)
-    network.eval()
-    return content
+        if isinstance(error, InputError) and str(path) in str(error):
+            raise
+        raise InputError(f"{path} does not fit this version of the package: {error!r}") from error
 
 
-def find_model_folder(path: str, revision: str | None = None) -> Path:
-    """Return the folder at :obj:`path`, or that of the Hub's repository of this name.
-
-    Raises:
-        InputError: If there is neither.
-    """
-    if Path(path).is_dir():
-        return Path(path)
-    if not _HUB_ID.fullmatch(path):
-        raise InputError(f"There is no segmenter folder {path}.")
-    try:
-        import huggingface_hub
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"There is no segmenter folder {path}. To look for it on the Hugging Face Hub: "
-            "pip install 'pgnn-geo[hub]'"
-        ) from error
-    try:
-        found = huggingface_hub.snapshot_download(
-            path, revision=revision, allow_patterns=list(_FILES)
-        )
-    except Exception as error:  # the Hub's own, the network's: they share no base class
-        raise InputError(
-            f"There is no folder {path}, and the Hub has it not either: {error}"
-        ) from error
-    return Path(found)
-
-
-def push_model_folder(
-    folder: Path, repo_id: str, private: bool | None, message: str, revision: str | None
-) -> str:
-    """Upload a folder to the Hub and return the commit's address.
+def load_tensors(
+    module: nn.Module, state: Mapping[str, Tensor], folder: str | os.PathLike[str]
+) -> None:
+    """Put tensors that were read from a folder into a module, which may be on the meta device.
 
     Raises:
-        InputError: If :obj:`huggingface_hub` is missing, or the Hub refuses.
+        InputError: If a name, a shape or a type is another one.
     """
-    try:
-        import huggingface_hub
-    except ModuleNotFoundError as error:
-        raise InputError("The Hub needs huggingface_hub: pip install 'pgnn-geo[hub]'") from error
-    try:
-        huggingface_hub.create_repo(repo_id, private=private, exist_ok=True)
-        commit = huggingface_hub.upload_folder(
-            repo_id=repo_id, folder_path=folder, commit_message=message, revision=revision
+    wanted = {k: f"{v.dtype} {[*v.shape]}" for k, v in module.state_dict().items()}
+    found = {k: f"{v.dtype} {[*v.shape]}" for k, v in state.items()}
+    names = [*wanted, *(found.keys() - wanted.keys())]
+    if wrong := [name for name in names if wanted.get(name) != found.get(name)]:
+        name = wrong[0]
+        raise InputError(
+            f"the tensors of {folder} do not fit the network of its {CONFIG}: {len(wrong)} differ, "
+            f"such as {name}: {found.get(name, 'missing')} there, {wanted.get(name, 'none')} wanted"
         )
-    except Exception as error:  # as above
-        raise InputError(f"{repo_id} could not be pushed to the Hub: {error}") from error
-    return str(commit.commit_url)
+    module.load_state_dict(state, assign=any(v.is_meta for v in module.state_dict().values()))
+
+
+def sha256_of(path: Path) -> str:
+    """The digest of a file."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def import_safetensors() -> Any:
+    """The package, or an error that says how to get it."""
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise InputError("Models need safetensors: pip install 'pgnn-geo[train]'") from error
+    return safetensors
+
+
+def _form(kind: ModelKind) -> str:
+    return f"pgnn_geo {kind} {VERSIONS[kind]}"
+
+
+def _a(kind: ModelKind) -> str:
+    return f"{'an' if kind[0] in 'ae' else 'a'} {kind}"
+
+
+def _check_form(path: Path, kind: ModelKind, values: Any, wanted: str) -> None:
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != wanted:
+        raise InputError(
+            f"{path} is not {_a(kind)} of this version of the package: its format is {found!r}, "
+            f"want {wanted!r}. Models of older versions have to be trained anew."
+        )

@@ -16,9 +16,9 @@ from torch import Tensor
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.files import atomic_write
 from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.io.model_folder import ModelFolder
+from pgnn_geo.io.model_folder import sha256_of
 from pgnn_geo.io.onnx_int8 import quantized
-from pgnn_geo.io.tensor_folder import sha256_of
+from pgnn_geo.io.segmenter_folder import SegmenterContent
 from pgnn_geo.nn.photo_views import PhotoNetwork, evaluating, photo_pixels
 from pgnn_geo.nn.segmentation_network import SegmentationNetwork
 
@@ -66,7 +66,7 @@ class OnnxNetwork(PhotoNetwork):
         return torch.from_numpy(self.session.run([_OUTPUT], {_INPUT: pixels})[0])
 
 
-def write_onnx(path: Path, content: ModelFolder, int8: Iterable[Tensor] | None = None) -> None:
+def write_onnx(path: Path, content: SegmenterContent, int8: Iterable[Tensor] | None = None) -> None:
     """Write a segmenter as one ONNX file, atomically; its parameters lie in the file.
 
     The input :obj:`images` is :math:`(B, 3, H, W)` float32, RGB in :math:`[0, 1]`, of any size;
@@ -76,7 +76,7 @@ def write_onnx(path: Path, content: ModelFolder, int8: Iterable[Tensor] | None =
 
     Args:
         path (Path): The file, which ends in ``.onnx``.
-        content (ModelFolder): The segmenter.
+        content (SegmenterContent): The segmenter.
         int8 (iterable of torch.Tensor, optional): Photos for :func:`quantized`, which are shown
             at the segmenter's side. (default: computed in float32)
 
@@ -128,7 +128,7 @@ def write_onnx(path: Path, content: ModelFolder, int8: Iterable[Tensor] | None =
         raise InputError(f"'{path}' cannot be written: {error}") from error
 
 
-def read_onnx(path: str | os.PathLike[str]) -> ModelFolder:
+def read_onnx(path: str | os.PathLike[str]) -> SegmenterContent:
     """Read what :func:`write_onnx` wrote.
 
     Raises:
@@ -152,7 +152,7 @@ def read_onnx(path: str | os.PathLike[str]) -> ModelFolder:
             f"'{path}' is no segmenter of this package ({_FORMAT!r}): {error!r}; want a file that "
             "'pgnn-geo export' wrote"
         ) from error
-    return ModelFolder(network, classes, ledger, metrics, side)
+    return SegmenterContent(network, classes, ledger, metrics, side)
 
 
 def _session(path: Path) -> Any:

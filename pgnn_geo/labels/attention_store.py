@@ -250,6 +250,16 @@ class AttentionStore:
             target[tags] = values.flip(-1) if mirrored else values
         return out
 
+    def take(self, other: "AttentionStore", rows: Sequence[int]) -> None:
+        """Copy the maps of some photos from a store of the same photos.
+
+        Args:
+            other (AttentionStore): That store.
+            rows (list of int): The photos.
+        """
+        for row in rows:
+            self._cells(row)[...] = other._cells(row)
+
     def written(self, images: Sequence[str] | Sequence[int] | Tensor) -> Tensor:
         r"""Whether anything was ever written for each photo: :math:`(B)`, bool."""
         return torch.tensor([bool(_seen(self._cells(row)).any()) for row in self._find(images)])

@@ -40,11 +40,6 @@ class EvidenceConfig:
             for its absence not to be believed, see :mod:`pgnn_geo.labels.absence`. Such absence is
             nothing that is learned from, and such a photo is labelled with the class as well. By
             default tags are complete.
-        memory (int): The most nodes of a memory of sure positions, whose labels the positions of
-            other photos read in the place of the classifier's probabilities, see
-            :class:`~pgnn_geo.labels.memory.LabelMemory`; none by default.
-        memory_power, memory_directions: Its :math:`\tau` and its directions.
-        memory_balance (float): :math:`\beta` of :func:`~pgnn_geo.labels.memory.fill_memory`.
         confidence (float): What of a class's largest probability in a photo stays in the maps, see
             :func:`~pgnn_geo.labels.propagation.complete`.
         grid (int, optional): The most patches per side of a photo's graph; single positions by
@@ -73,10 +68,6 @@ class EvidenceConfig:
     warm_start: bool = False
     objectness: bool = False
     absence: float | None = None
-    memory: int = 0
-    memory_power: float = 14.0
-    memory_directions: int = 256
-    memory_balance: float = 0.75
     confidence: float = 0.0
     grid: int | None = None
     fit_grid: int | None = None
@@ -88,7 +79,6 @@ class EvidenceConfig:
             "prototype_rounds": self.prototype_rounds,
             "evidence_window": self.evidence_window,
             "positions": self.positions,
-            "memory_directions": self.memory_directions,
             "fit_grid": 1 if self.fit_grid is None else self.fit_grid,
         }
         if wrong := [f"{name}={value}" for name, value in counts.items() if value < 1]:
@@ -105,13 +95,6 @@ class EvidenceConfig:
             raise InputError(
                 f"absence={self.absence} is judged by the classifier: want classifier_rounds of 1 "
                 "or more"
-            )
-        if self.memory < 0:
-            raise InputError(f"memory={self.memory}: want 0 (none) or more")
-        if self.memory and not self.classifier_rounds:
-            raise InputError(
-                f"memory={self.memory} keeps what a classifier is sure of: want classifier_rounds "
-                "of 1 or more"
             )
         if not 0 <= self.confidence <= 1:
             raise InputError(f"confidence={self.confidence}: want 0 to 1")

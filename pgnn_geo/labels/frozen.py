@@ -4,15 +4,13 @@ r"""From frozen features and tags to attention maps: evidence, propagation, posi
     \text{tags} \xrightarrow{\text{logistic regression}} A^{(1)} \xrightarrow{\text{prototypes}}
     A^{(2)} \xrightarrow{\text{classifier of positions}} A^{(3)} \xrightarrow{\text{within}} A
 
-With :obj:`objectness` each learns from the maps before where the other classes see objects. With a
-:obj:`memory`, positions read the labels of other photos' positions in the place of the classifier.
+With :obj:`objectness` each learns from the maps before where the other classes see objects.
 
 Everything that is fitted is convex or starts at zero, over all data in every step: the same
 photos and tags give the same maps.
 """
 
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +21,6 @@ from pgnn_geo.features.whitening import WhitenedFeatures, Whitening
 from pgnn_geo.labels.absence import class_thresholds, doubtful, photo_scores
 from pgnn_geo.labels.evidence import fit_tag_evidence, held_out_probabilities
 from pgnn_geo.labels.evidence_config import EvidenceConfig, StepName
-from pgnn_geo.labels.memory import LabelMemory, fill_memory, marks_of
 from pgnn_geo.labels.objectness import fit_objectness, on_objects
 from pgnn_geo.labels.position_classifier import (
     Positions,
@@ -74,10 +71,6 @@ class EvidenceModel(nn.Module):
         # Scores above which absent tags are not believed, see labels/absence.py.
         never = torch.full((num_classes,), float("inf"))
         self.register_buffer("absence", None if self.config.absence is None else never)
-        self.memory: LabelMemory | None = None
-        if size := self.config.memory:
-            settings = self.config.memory_power, self.config.memory_directions
-            self.memory = LabelMemory(num_classes, channels, size, *settings)
 
     def maps(
         self,
@@ -145,7 +138,7 @@ class EvidenceModel(nn.Module):
         self,
         features: Features,
         tags: Tensor,
-        step: StepName | Literal["linear"],
+        step: StepName,
         device: torch.device | str,
         grid: int,
         confidence: float = 0.0,
@@ -158,12 +151,8 @@ class EvidenceModel(nn.Module):
         elif step == "prototypes":
             steps = [from_prototypes(self.prototypes), travel]
         else:
-            last = step == "classifier"
-            read = (
-                self._last_probabilities(features, device, ranks) if last else self._probabilities
-            )
             # One step: propagated probabilities are still on the scale of probabilities.
-            steps = [lambda graphs, values: travel(graphs, read(graphs, values))]
+            steps = [lambda graphs, values: travel(graphs, self._probabilities(graphs, values))]
         return complete(features, start, steps, grid, device, confidence, ranks)
 
     def before_propagation(
@@ -178,7 +167,7 @@ class EvidenceModel(nn.Module):
         start = TaggedMaps.empty(tags, features.shape[-1])
         step: Step = from_prototypes(self.prototypes)
         if self.config.last_step == "classifier":
-            step = self._last_probabilities(features, device)
+            step = self._probabilities
         start = complete(features, start, [step], grid, device)
         return Propagated(features, start, self.propagation, grid, device)
 
@@ -190,25 +179,6 @@ class EvidenceModel(nn.Module):
     def _probabilities(self, graphs: PhotoGraphs, values: Tensor) -> Tensor:
         unit = centered_unit(graphs.x, self.propagation.mean)
         return position_maps(self.classifier, unit, graphs.tags)
-
-    def _last_probabilities(
-        self, features: Features, device: torch.device | str, ranks: Ranks = ALONE
-    ) -> Step:
-        """The step that tells the classes of positions: from the memory, if there is one."""
-        if (memory := self.memory) is None:
-            return self._probabilities
-        marks = marks_of(mean_features(features, device, ranks)).to(device)
-
-        def step(graphs: PhotoGraphs, values: Tensor) -> Tensor:
-            unit = centered_unit(graphs.x, self.propagation.mean)
-            photos = zip(*(x.chunk(len(graphs.photos)) for x in (unit, graphs.tags)), strict=True)
-            read = [
-                memory.read(u, tags[0], marks[photo])
-                for photo, (u, tags) in zip(graphs.photos, photos, strict=True)
-            ]
-            return torch.cat(read)
-
-        return step
 
 
 @torch.no_grad()
@@ -268,7 +238,7 @@ def fit_evidence(
         fitted = fit_prototypes(features, maps, mean, config.threshold, grid, device, ranks)
         model.prototypes.load_state_dict(fitted.state_dict())
     for turn in range(config.classifier_rounds):
-        step: Literal["prototypes", "linear"] = "linear" if turn else "prototypes"
+        step: StepName = "classifier" if turn else "prototypes"
         maps = _learned_from(model, features, tags, step, grid, device, ranks)
         positions = _positions(model, features, maps, possible, grid, device, ranks)
         start = model.classifier if config.warm_start and turn else None
@@ -276,10 +246,6 @@ def fit_evidence(
     if config.absence is not None and model.absence is not None:
         scores = model._scores(bank, device, ranks)
         model.absence.copy_(class_thresholds(scores, tags, config.absence))
-    if model.memory is not None:
-        maps = _learned_from(model, features, tags, "linear", grid, device, ranks)
-        sure = config.positions, config.foreground, config.background, config.memory_balance
-        fill_memory(model.memory, features, maps, means, *sure, grid, device, ranks)
     return model
 
 
@@ -287,7 +253,7 @@ def _learned_from(
     model: EvidenceModel,
     features: Features,
     tags: Tensor,
-    step: Literal["prototypes", "linear"],
+    step: StepName,
     grid: int,
     device: torch.device | str,
     ranks: Ranks,

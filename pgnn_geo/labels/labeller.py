@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
@@ -20,7 +22,12 @@ from pgnn_geo.features import (
 )
 from pgnn_geo.features.views import digest_of_tensors
 from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.io.tensor_folder import load_tensors, read_tensor_folder, write_tensor_folder
+from pgnn_geo.io.model_folder import (
+    fitting_content,
+    load_tensors,
+    read_model_folder,
+    write_model_folder,
+)
 from pgnn_geo.labels.evidence import check_tags
 from pgnn_geo.labels.evidence_config import EvidenceConfig
 from pgnn_geo.labels.frozen import EvidenceModel, fit_evidence
@@ -28,8 +35,21 @@ from pgnn_geo.nn.backbones import Backbone, BackboneName, build_backbone
 from pgnn_geo.nn.backbones.weights import is_file
 from pgnn_geo.ranks import ALONE, Ranks
 
-_FORMAT = "pgnn_geo evidence model 2"
 _BACKBONE = "backbone."
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out what :mod:`torch.nn.init` does: weights that are read take its place.
+
+    Of a VGG-16, built with its classifier, that takes longer than all the rest.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
 
 
 class BackboneSource(NamedTuple):
@@ -40,7 +60,8 @@ class BackboneSource(NamedTuple):
 
     def build(self) -> Backbone:
         """Build it, ready to be asked for features."""
-        return build_backbone(self.name, self.weights, output_stride=None).eval()
+        with nullcontext() if self.weights is None else _NothingDrawn():
+            return build_backbone(self.name, self.weights, output_stride=None).eval()
 
     def kept(self) -> "BackboneSource":
         """Return what stands for it in a folder: weights of a file are of nobody else's name."""
@@ -153,7 +174,7 @@ class Labeller:
             "labels": self.labels,
             "supervision": self.ledger.to_dict(),
         }
-        write_tensor_folder(Path(folder), _FORMAT, state, values)
+        write_model_folder(folder, "evidence model", state, values)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Labeller":
@@ -163,17 +184,15 @@ class Labeller:
             InputError: If it is not there, is damaged, or its backbone has other weights now.
         """
         path = Path(folder)
-        state, values = read_tensor_folder(path, _FORMAT, "a model of evidence")
-        try:
+        state, values = read_model_folder(path, "evidence model")
+        with fitting_content(path):
             source = BackboneSource(**values["backbone"])
             features = FrozenFeatureConfig(**values["features"])
             classes = tuple(str(name) for name in values["classes"])
-            config = EvidenceConfig(**values["evidence"])
+            config = EvidenceConfig(**_without_memory(path, values["evidence"]))
             model = EvidenceModel(len(classes), int(values["channels"]), config)
             ledger = SupervisionLedger.from_dict(values["supervision"])
             digest, labels = values["backbone_sha256"], dict(values["labels"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} does not fit this version of the package: {error}") from error
         own = {k.removeprefix(_BACKBONE): v for k, v in state.items() if k.startswith(_BACKBONE)}
         backbone = source.build()
         if source.weights is None:
@@ -185,3 +204,13 @@ class Labeller:
                 "are here."
             )
         return cls(source, backbone, features, model, classes, ledger, labels)
+
+
+def _without_memory(path: Path, evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of evidence; version 0.2.0 had a memory of labels as well."""
+    if size := evidence.get("memory"):
+        raise InputError(
+            f"{path} has a memory of labels, memory={size}, which ended with version 0.2.0: fit it "
+            "again without, the labels are as good"
+        )
+    return {name: value for name, value in evidence.items() if not name.startswith("memory")}

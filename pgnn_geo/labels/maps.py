@@ -1,8 +1,10 @@
 r"""Attention maps of a whole data set: partner groups averaged, over scales and mirroring."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from pgnn_geo.datasets import TaggedDataset, partner_groups
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import FeatureBank, Features
-from pgnn_geo.features.stems import stem_bank, stem_batches
+from pgnn_geo.features.stems import BATCH, stem_bank, stem_batches
 from pgnn_geo.features.views import Progress, View, no_progress
 from pgnn_geo.features.whitening import WhitenedFeatures, Whitening
 from pgnn_geo.graph.node_boxes import NodeBoxes
@@ -24,6 +26,7 @@ from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.backbones import Backbone, build_backbone
 from pgnn_geo.nn.decoder import ActivationName
 from pgnn_geo.precision import Precision, autocast
+from pgnn_geo.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def attention_maps(
     progress: Progress = no_progress,
     boxes: NodeBoxes | None = None,
     observe: Callable[[Propagated], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Tensor]:
     r"""Return the attention maps of every photo's tagged classes.
 
@@ -118,6 +122,8 @@ def attention_maps(
         boxes (NodeBoxes, optional): The photos' boxes, which a graph whose nodes are boxes needs.
         observe (callable, optional): Called at each scale, see
             :func:`~pgnn_geo.labels.propagation.propagate`.
+        ranks (Ranks): The processes that share the photos, which must see both folders; each has
+            all maps in the end. (default: this one alone)
 
     Returns:
         For each photo, maps :obj:`[k, h, w]` in :math:`[0, 1]` of its :obj:`k` tagged classes in
@@ -150,18 +156,18 @@ def attention_maps(
         for scale in config.scales:
             size = max(16, round(base * scale / 16) * 16)
 
-            def outputs(first: int, size: int = size) -> Iterator[Tensor]:
-                # In a new folder, the first photo is always 0.
-                return _outputs(model, reference, dataset, size, config, stem_folder, progress)
+            streams = _streams(model, dataset, size, config, stem_folder, progress, ranks)
 
-            with tempfile.TemporaryDirectory(
-                dir=scratch_folder, prefix=temporary_prefix()
-            ) as scratch:
+            def outputs(
+                first: int, streams: list[Callable[[int], Iterator[Tensor]]] = streams
+            ) -> Iterator[Tensor]:
+                left = -(-(len(dataset) - first) // BATCH)
+                batches = zip(*(stream(first) for stream in streams), strict=True)
+                return _outputs(model, reference, config, progress(batches, "features", left))
+
+            with _scratch(scratch_folder, ranks) as scratch:
                 bank = FeatureBank.build(
-                    Path(scratch) / "features.npy",
-                    outputs,
-                    len(dataset),
-                    {"size": size},
+                    scratch / "features.npy", outputs, len(dataset), {"size": size}, ranks, BATCH
                 )
                 evidence = bank.channels(0, width)
                 if before:
@@ -173,11 +179,12 @@ def attention_maps(
                     )
                 else:
                     with autocast(config.precision, device):
-                        scores = _graph_scores(model, evidence, total, config, boxes)
+                        scores = _graph_scores(model, evidence, total, config, boxes, ranks)
                 features: Features = bank.channels(width)
                 ridge = config.propagation_whitening if reference is not None else None
                 if ridge is not None:
-                    features = WhitenedFeatures(features, Whitening.fit(features, ridge, device))
+                    fit = partial(Whitening.fit, features, ridge, device)
+                    features = WhitenedFeatures(features, ranks.first(fit).to(device))
                 maps = propagate(
                     config.propagate,
                     features,
@@ -185,6 +192,7 @@ def attention_maps(
                     config.propagation_power,
                     device,
                     observe,
+                    ranks,
                 ).maps
             total.maps += F.interpolate(
                 maps[:, None], (side, side), mode="bilinear", align_corners=False
@@ -213,26 +221,51 @@ def _reference_backbone(model: PGNN, config: MapConfig) -> Backbone:
     return reference.to(model.backbone.device).eval()
 
 
-def _outputs(
+@contextmanager
+def _scratch(folder: Path | None, ranks: Ranks) -> Iterator[Path]:
+    """Make a folder of which all processes know, for the time of a block."""
+
+    def made() -> AbstractContextManager[str]:
+        return tempfile.TemporaryDirectory(dir=folder, prefix=temporary_prefix())
+
+    with made() if ranks.is_first else nullcontext("") as name:
+        yield Path(ranks.first(lambda: name))
+        ranks.wait()  # for those who still read
+
+
+def _streams(
     model: PGNN,
-    reference: Backbone | None,
     dataset: TaggedDataset,
     size: int,
     config: MapConfig,
     stem_folder: Path | None,
     progress: Progress,
+    ranks: Ranks,
+) -> list[Callable[[int], Iterator[Tensor]]]:
+    """Return what yields the frozen stages' outputs of each view, from a photo on."""
+    backbone, streams = model.backbone, list[Callable[[int], Iterator[Tensor]]]()
+    for view in (View(size), View(size, flip=True))[: 1 + config.flip]:
+        stems, precision = None, config.precision
+        if stem_folder is not None and backbone.frozen_stages:
+            stems = stem_bank(backbone, dataset, stem_folder, view, progress, precision, ranks)
+        streams.append(
+            partial(stem_batches, backbone, dataset, view, stems, BATCH, config.precision)
+        )
+    return streams
+
+
+def _outputs(
+    model: PGNN,
+    reference: Backbone | None,
+    config: MapConfig,
+    batches: Iterable[tuple[Tensor, ...]],
 ) -> Iterator[Tensor]:
     """Yield what is needed of every photo, averaged with its mirror image turned back.
 
     First the scores of the head before the graph, or the features that the graph needs; then the
     unit features of :obj:`reference`, if there is one.
     """
-    backbone, streams = model.backbone, []
-    for view in (View(size), View(size, flip=True))[: 1 + config.flip]:
-        stems = None
-        if stem_folder is not None and backbone.frozen_stages:
-            stems = stem_bank(backbone, dataset, stem_folder, view, progress, config.precision)
-        streams.append(stem_batches(backbone, dataset, view, stems, precision=config.precision))
+    backbone = model.backbone
     head = model.backbone_decoder or model.decoder
 
     def run(x: Tensor) -> list[Tensor]:
@@ -246,8 +279,7 @@ def _outputs(
                 levels = trained if reference is backbone else reference.levels(x)
         return [output.float() for output in (first, *levels)]
 
-    batches = -(-len(dataset) // 8)
-    for views in progress(zip(*streams, strict=True), "features", batches):
+    for views in batches:
         outputs = run(views[0])
         for mirrored in views[1:]:
             turned = [output.flip(-1) for output in run(mirrored)]
@@ -263,6 +295,7 @@ def _graph_scores(
     rows: TaggedMaps,
     config: MapConfig,
     boxes: NodeBoxes | None,
+    ranks: Ranks,
 ) -> Tensor:
     """Return the score map :obj:`[R, h, w]` after the graph of every photo and tagged class."""
     device = model.backbone.device
@@ -273,8 +306,9 @@ def _graph_scores(
     assert group_size is not None and seed is not None  # which are settled
     groups = partner_groups(rows.tags, partners=partners, group_size=group_size, seed=seed)
     members = groups.indices.view(len(rows.owners), -1)  # the photo itself first in each group
-    result = []
-    for photos, classes in zip(members.split(4), rows.classes.split(4), strict=True):
+    result = [torch.empty(0, *features.shape[2:])]
+    chunks = [*zip(members.split(4), rows.classes.split(4), strict=True)]
+    for photos, classes in ranks.share(chunks):
         unique, inverse = photos.flatten().unique(return_inverse=True)
         x = features[unique].to(device)[inverse.to(device)]
         group = torch.arange(len(x), device=device) // group_size
@@ -288,4 +322,4 @@ def _graph_scores(
         anchors = maps[:, :, 0].mean(dim=1)
         picked = classes.to(device).view(-1, 1, 1, 1).expand(-1, 1, *anchors.shape[-2:])
         result.append(anchors.gather(1, picked)[:, 0].float().cpu())
-    return torch.cat(result)
+    return ranks.cat(torch.cat(result))

@@ -233,6 +233,7 @@ def propagate(
     power: float = 1.0,
     device: torch.device | str = "cpu",
     observe: Callable[[Propagated], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> TaggedMaps:
     """Complete attention maps by class evidence that travels along similar features.
 
@@ -246,17 +247,20 @@ def propagate(
         device (torch.device or str): Where to compute. (default: :obj:`"cpu"`)
         observe (callable, optional): Called before evidence travels within the photos, if it does,
             to see along which edges.
+        ranks (Ranks): The processes that share the photos. (default: this one alone)
     """
     if kind == "none":
         return start
-    mean, steps = mean_features(features, device).mean(dim=0), list[Step]()
+    mean, steps = mean_features(features, device, ranks).mean(dim=0), list[Step]()
     if kind in ("prototypes", "both"):
-        prototypes = fit_prototypes(features, start, mean, device=device)
+        prototypes = fit_prototypes(features, start, mean, device=device, ranks=ranks)
         steps.append(from_prototypes(prototypes))
     if kind in ("within", "both"):
         layer = CongenericPropagation(mean=mean, power=power).to(device)
         if observe is not None:
-            before = complete(features, start, steps, device=device) if steps else start
+            before = start
+            if steps:
+                before = complete(features, start, steps, device=device, ranks=ranks)
             observe(Propagated(features, before, layer, None, device))
         steps.append(within(layer))
-    return complete(features, start, steps, device=device)
+    return complete(features, start, steps, device=device, ranks=ranks)

@@ -1,5 +1,7 @@
 r"""Seeding loss: a network's own maps are trained toward completed ones."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,6 +34,9 @@ class SeedingLoss(nn.Module):
             (default: :obj:`0.5`)
         background (float): The reference :math:`\tau_b` below which there is background.
             (default: :obj:`0.3`)
+        average (callable, optional): What becomes of the number of positions that the sum is
+            divided by: in a training by several processes, whose gradients are averaged, its mean
+            over them, so that all positions weigh the same. (default: :obj:`None`)
 
     Shapes:
         - **scores:** :math:`(B, K, h, w)`
@@ -40,7 +45,12 @@ class SeedingLoss(nn.Module):
         - **output:** a scalar; zero, with a zero gradient, if every position is ignored
     """
 
-    def __init__(self, foreground: float = 0.5, background: float = 0.3) -> None:
+    def __init__(
+        self,
+        foreground: float = 0.5,
+        background: float = 0.3,
+        average: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         if not 0 < background <= foreground < 1:
             raise InputError(
@@ -49,6 +59,7 @@ class SeedingLoss(nn.Module):
             )
         self.foreground = foreground
         self.background = background
+        self.average = average
 
     def labels(self, reference: Tensor, tags: Tensor) -> Tensor:
         """Label of each position :math:`(B, h, w)`: 0 background, 1..K, 255 ignored."""
@@ -80,7 +91,9 @@ class SeedingLoss(nn.Module):
         scores = scores if scores.dtype == torch.float64 else scores.float()
         logits = torch.cat([scores.new_zeros(scores[:, :1].shape), scores], dim=1)
         total = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum")
-        return total / (label != IGNORE).sum().clamp(min=1)
+        count = (label != IGNORE).sum()
+        count = count.clamp(min=1) if self.average is None else self.average(count).clamp(min=1e-6)
+        return total / count
 
     def extra_repr(self) -> str:
         """The thresholds."""

@@ -103,6 +103,8 @@ class SoftComplementaryLoss(nn.Module):
         warmup (int): The number of first epochs without destroy, preserve and area. (default:
             :obj:`1`)
         eps (float): The constant inside the root of TV. (default: :obj:`1e-6`)
+        average (callable, optional): What becomes of the number of tags that sums over them are
+            divided by, see :class:`SeedingLoss`. (default: :obj:`None`)
 
     Shapes:
         - **attention:** :math:`(B, K, h, w)`, in [0, 1]
@@ -122,6 +124,7 @@ class SoftComplementaryLoss(nn.Module):
         backbone_weight: float = 0.4,
         warmup: int = 1,
         eps: float = 1e-6,
+        average: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         if mode not in MODES:
@@ -141,6 +144,7 @@ class SoftComplementaryLoss(nn.Module):
         self.backbone_weight = backbone_weight
         self.warmup = warmup
         self.eps = eps
+        self.average = average
 
     def forward(
         self,
@@ -194,12 +198,12 @@ class SoftComplementaryLoss(nn.Module):
         destroy = preserve = area = zero
         if epoch is None or epoch >= self.warmup:
             wanted = tags if asked is None else tags * asked.to(tags)
-            area = _mean_over(maps.mean(dim=(2, 3)), tags)
+            area = self._mean_over(maps.mean(dim=(2, 3)), tags)
             destroy, preserve = self._complement(
                 maps, wanted, features, classify, modules, reference
             )
 
-        smoothness = _mean_over(self.total_variation(maps), tags)
+        smoothness = self._mean_over(self.total_variation(maps), tags)
         classification = F.multilabel_soft_margin_loss(logits, tags)
         backbone = zero
         if backbone_logits is not None:
@@ -262,15 +266,20 @@ class SoftComplementaryLoss(nn.Module):
                 erased = _wide(classify(features * (1 - mask).to(features.dtype)))
                 # Logarithms of the logistic function, in the form that cannot overflow.
                 if self.mode == "stable":
-                    destroy = _mean_over(F.softplus(erased), wanted)
+                    destroy = self._mean_over(F.softplus(erased), wanted)
                 elif self.mode == "paper":
-                    destroy = _mean_over(-F.softplus(-erased), wanted)
+                    destroy = self._mean_over(-F.softplus(-erased), wanted)
                 else:
-                    destroy = _mean_over(F.softplus(-erased), wanted)
+                    destroy = self._mean_over(F.softplus(-erased), wanted)
             if self.weights[1] and not erase:
                 kept = _wide(classify(features * mask.to(features.dtype)))
-                preserve = _mean_over(F.softplus(-kept), wanted)
+                preserve = self._mean_over(F.softplus(-kept), wanted)
         return destroy, preserve
+
+    def _mean_over(self, value: Tensor, where: Tensor) -> Tensor:
+        count = where.sum()
+        count = count.clamp(min=1) if self.average is None else self.average(count).clamp(min=1e-6)
+        return (value * where).sum() / count
 
     def extra_repr(self) -> str:
         """The mode, the threshold and the weights."""
@@ -282,7 +291,3 @@ class SoftComplementaryLoss(nn.Module):
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
-
-
-def _mean_over(value: Tensor, where: Tensor) -> Tensor:
-    return (value * where).sum() / where.sum().clamp(min=1)

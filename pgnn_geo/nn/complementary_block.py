@@ -7,7 +7,7 @@ from torch_geometric.typing import Adj
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph.checks import describe
-from pgnn_geo.nn.complementary_conv import ComplementaryConv
+from pgnn_geo.nn.complementary_conv import ComplementaryConv, NormalizeName
 
 
 class ComplementaryBlock(nn.Module):
@@ -35,6 +35,8 @@ class ComplementaryBlock(nn.Module):
         conv_groups (int): Channel groups of the convolution; :obj:`channels` for a depthwise one,
             which costs next to nothing. (default: :obj:`1`)
         zero_init (bool): Whether a fresh block is the identity. (default: :obj:`True`)
+        normalize (str): How the attention weights are normalized, :obj:`"softmax"` or
+            :obj:`"sinkhorn"`, see :class:`ComplementaryConv`. (default: :obj:`"softmax"`)
 
     Shapes:
         - **input:** nodes :math:`(|\mathcal{V}|, C, p, p)`; edges :math:`(2, |\mathcal{E}|)` *or*
@@ -51,13 +53,14 @@ class ComplementaryBlock(nn.Module):
         kernel_size: int = 3,
         conv_groups: int = 1,
         zero_init: bool = True,
+        normalize: NormalizeName = "softmax",
     ):
         super().__init__()
         if kernel_size % 2 == 0:
             raise InputError(f"`kernel_size`: expected an odd number, got {kernel_size}")
         self.zero_init = zero_init
         self.attention = ComplementaryConv(
-            channels, heads=heads, num_classes=num_classes, dropout=dropout
+            channels, heads=heads, num_classes=num_classes, dropout=dropout, normalize=normalize
         )
         # Layer normalization, which follows, takes a bias common to all its inputs away again, but
         # not one per channel: so the convolution keeps its own.

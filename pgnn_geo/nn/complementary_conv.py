@@ -1,6 +1,6 @@
 """The weighted edges of P-GNN (Eq. 2 and 3)."""
 
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, get_args
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,6 +16,10 @@ from pgnn_geo.nn.class_embedding import ClassRelation
 from pgnn_geo.nn.dense_attention import group_attention, make_groups
 from pgnn_geo.nn.edge_attention import edge_attention, is_worthwhile
 from pgnn_geo.nn.fusion import is_plain
+from pgnn_geo.nn.sinkhorn import edge_potential
+
+#: How the weights of edges are normalized.
+NormalizeName = Literal["softmax", "sinkhorn"]
 
 
 class ComplementaryConv(MessagePassing):
@@ -34,6 +38,30 @@ class ComplementaryConv(MessagePassing):
         E^m_{\alpha\beta} = \mathrm{softmax}_{\beta} \left( \frac{
         (\mathbf{W}^m_Q \mathbf{n}_{\alpha})^{\top} \mathbf{W}^m_K \mathbf{n}_{\beta}}{\sqrt{d}}
         + b^m_{\alpha\beta} \right)
+
+    With :obj:`normalize="sinkhorn"` the same logits are a transport plan: every node is listened to
+    as much as it listens, so that no hub speaks for all. Rows and columns of :math:`e^{\mathbf{L}}`
+    are normalized in turns (`"Concerning nonnegative matrices and doubly stochastic matrices"
+    <https://doi.org/10.2140/pjm.1967.21.343>`_), in the log domain, and rows come last:
+
+    .. math::
+        E^m_{\alpha\beta} = \mathrm{softmax}_{\beta} \left( l^m_{\alpha\beta} + v^m_{\beta}
+        \right), \qquad
+        v_{\beta} = - \log \sum_{\alpha} e^{l_{\alpha\beta}} \Big/ \sum_{\gamma}
+        e^{l_{\alpha\gamma} + v_{\gamma}} \quad \text{(}T\text{ times, from } v = 0 \text{)}
+
+    The weights of a target's edges sum to one as they do with softmax. In a complete graph the sums
+    :math:`c_{\beta}` of the sources' weights come out equal, 1 if there are as many sources as
+    targets: after :math:`T` rounds
+
+    .. math::
+        \frac{\max c}{\min c} \leq e^{\kappa^{2T - 1} \Delta}, \qquad
+        \kappa = \tanh \frac{\Delta}{4}, \qquad
+        \Delta = \max \left( l_{\alpha\beta} + l_{\gamma\delta} - l_{\alpha\delta} -
+        l_{\gamma\beta} \right)
+
+    (with :math:`\Delta = 4` and ten rounds, by 2.3 percent). On other edges they are as equal as
+    the edges allow.
 
     On :obj:`edge_index` it passes messages. On :obj:`batch` or :obj:`batch_size` it joins all nodes
     of a group, loops included, by dense attention without edges. The numbers are the same. Where a
@@ -55,6 +83,9 @@ class ComplementaryConv(MessagePassing):
         edge_dim (int, optional): Size of edge features, which are projected to one bias per head on
             the attention logits. (default: :obj:`None`)
         bias (bool): Whether the projections have biases. (default: :obj:`True`)
+        normalize (str): :obj:`"softmax"` or :obj:`"sinkhorn"`, whose memory grows with the square
+            of a group's nodes. (default: :obj:`"softmax"`)
+        sinkhorn_rounds (int): The rounds :math:`T` of the second. (default: :obj:`10`)
         **kwargs: Arguments of :class:`torch_geometric.nn.conv.MessagePassing`.
 
     Shapes:
@@ -76,6 +107,8 @@ class ComplementaryConv(MessagePassing):
         dropout: float = 0.0,
         edge_dim: int | None = None,
         bias: bool = True,
+        normalize: NormalizeName = "softmax",
+        sinkhorn_rounds: int = 10,
         **kwargs: Any,
     ):
         kwargs.setdefault("aggr", "add")
@@ -94,6 +127,9 @@ class ComplementaryConv(MessagePassing):
         fits = num_classes is None or num_classes > 0
         expect(fits, "num_classes", "None or a positive number", num_classes)
         expect(0 <= dropout < 1, "dropout", "0 <= dropout < 1", dropout)
+        known = normalize in get_args(NormalizeName)
+        expect(known, "normalize", "'softmax' or 'sinkhorn'", repr(normalize))
+        expect(sinkhorn_rounds > 0, "sinkhorn_rounds", "a positive number", sinkhorn_rounds)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.heads = heads
@@ -101,6 +137,8 @@ class ComplementaryConv(MessagePassing):
         self.class_embedding = class_embedding
         self.dropout = dropout
         self.edge_dim = edge_dim
+        self.normalize = normalize
+        self.sinkhorn_rounds = sinkhorn_rounds
 
         self.lin_query = ChannelLinear(target, out_channels, bias=bias)
         self.lin_key = ChannelLinear(source, out_channels, bias=bias)
@@ -178,12 +216,13 @@ class ComplementaryConv(MessagePassing):
         key = self.lin_key(n_source).view(-1, H, C // H)
         value = self.lin_value(x_source)  # [V, C', *]
         dropout = self.dropout if self.training else 0.0
+        rounds = self.sinkhorn_rounds if self.normalize == "sinkhorn" else 0
 
         if grouped:
             groups = make_groups(x_source, batch, batch_size, max_num_nodes)
             if not return_attention_weights and is_plain(self, ComplementaryConv):
-                relation = self.class_module
-                out = group_attention(query, key, value, groups, dropout, relation, c_target)
+                classes = (self.class_module, c_target)
+                out = group_attention(query, key, value, groups, dropout, *classes, rounds)
                 return self.lin_out(out)
             edge_index = groups.edge_index(x_source.device)
         assert edge_index is not None
@@ -197,11 +236,11 @@ class ComplementaryConv(MessagePassing):
         direction = 1 if self.flow == "source_to_target" else -1
         if is_worthwhile(edge_index, value) and is_plain(self, ComplementaryConv):
             source, target = edge_index.unbind()[::direction]
-            classes = (None, None)
+            ends = (None, None)
             if c_target is not None and c_source is not None:
-                classes = (c_target[target], c_source[source])
-            bias = self._bias(*classes, edge_attr)
-            out, alpha = edge_attention(query, key, value, source, target, bias, dropout)
+                ends = (c_target[target], c_source[source])
+            bias = self._bias(*ends, edge_attr)
+            out, alpha = edge_attention(query, key, value, source, target, bias, dropout, rounds)
         else:
             sizes = sizes[::direction]
             # edge_updater_type: (query: Tensor, key: Tensor, query_class: OptTensor,
@@ -230,11 +269,18 @@ class ComplementaryConv(MessagePassing):
         index: Tensor,
         ptr: OptTensor,
         size_i: Optional[int],  # noqa: UP045 (PyG reads annotations, and not this form)
+        edge_index_j: Tensor,
+        size_j: Optional[int],  # noqa: UP045
     ) -> Tensor:
         """Return the weight of each edge and head."""
         logits = (query_i * key_j).sum(dim=-1) * key_j.size(-1) ** -0.5  # [E, H]
         bias = self._bias(query_class_i, key_class_j, edge_attr)
-        return softmax(logits if bias is None else logits + bias, index, ptr, size_i)
+        logits = logits if bias is None else logits + bias
+        if self.normalize == "sinkhorn":
+            assert size_i is not None and size_j is not None  # given by `forward`
+            ends = (index, edge_index_j, (size_i, size_j))
+            logits = logits + edge_potential(logits, *ends, self.sinkhorn_rounds)
+        return softmax(logits, index, ptr, size_i)
 
     def message(self, value_j: Tensor, alpha: Tensor) -> Tensor:
         """Return the weighted value of each edge's source, all its positions."""
@@ -255,7 +301,8 @@ class ComplementaryConv(MessagePassing):
 
     def __repr__(self) -> str:
         channels = f"{self.in_channels}, {self.out_channels}"
-        return f"{self.__class__.__name__}({channels}, heads={self.heads})"
+        more = "" if self.normalize == "softmax" else f", normalize={self.normalize!r}"
+        return f"{self.__class__.__name__}({channels}, heads={self.heads}{more})"
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
@@ -29,6 +30,9 @@ class DilatedHead(nn.Module):
         hidden_channels (int, optional): Width of the two hidden layers of each branch (fc6 and fc7
             of VGG made convolutions, with dropout); without them a branch is one convolution, as
             on ResNet. (default: :obj:`None`)
+        normalize (bool): Scale the features at every position to a root mean square of one first.
+            Those of a frozen backbone differ tenfold from place to place, and what a place shows is
+            in their direction. (default: :obj:`False`)
 
     Shapes:
         - **input:** features :math:`(B, C, h, w)`
@@ -41,8 +45,10 @@ class DilatedHead(nn.Module):
         out_channels: int,
         dilations: Sequence[int],
         hidden_channels: int | None = None,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
+        self.normalize = normalize
         self.branches = nn.ModuleList()
         for dilation in dilations:
             width = hidden_channels or out_channels
@@ -75,6 +81,8 @@ class DilatedHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits at the resolution of the features."""
+        if self.normalize:
+            features = features.size(1) ** 0.5 * F.normalize(features, dim=1)
         logits = self.branches[0](features)
         for branch in self.branches[1:]:
             logits = logits + branch(features)
@@ -98,7 +106,9 @@ class DeepLabV2(SegmentationNetwork):
         weights (str, optional): Pretrained weights of the backbone, see
             :func:`~pgnn_geo.nn.backbones.resolve_weights`. (default: :obj:`"DEFAULT"`)
         output_stride (int): 8, 16 or 32. (default: :obj:`8`)
-        freeze_stages (int): Leading backbone stages that are not trained. (default: :obj:`0`)
+        freeze_stages (int, optional): Leading backbone stages that are not trained; :obj:`None` for
+            all of them. (default: :obj:`0`)
+        normalize (bool): See :class:`DilatedHead`. (default: :obj:`False`)
 
     Shapes:
         - **input:** images :math:`(B, 3, H, W)`, RGB in :math:`[0, 1]`
@@ -120,7 +130,8 @@ class DeepLabV2(SegmentationNetwork):
         hidden_channels: int = 1024,
         weights: str | None = "DEFAULT",
         output_stride: int = 8,
-        freeze_stages: int = 0,
+        freeze_stages: int | None = 0,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         if head not in HEAD_DILATIONS:
@@ -141,11 +152,14 @@ class DeepLabV2(SegmentationNetwork):
             "weights": weights,
             "output_stride": output_stride,
             "freeze_stages": freeze_stages,
+            "normalize": normalize,
         }
         self.num_classes = num_classes
         self.backbone = build_backbone(backbone, weights, output_stride, freeze_stages)
         hidden = hidden_channels if isinstance(self.backbone, VGGBackbone) else None
-        self.head = DilatedHead(self.backbone.out_channels, num_classes + 1, dilations, hidden)
+        self.head = DilatedHead(
+            self.backbone.out_channels, num_classes + 1, dilations, hidden, normalize
+        )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "DeepLabV2":
@@ -166,11 +180,11 @@ class DeepLabV2(SegmentationNetwork):
         """Where the network is."""
         return self.backbone.device
 
-    def freeze(self, stages: int) -> None:
+    def freeze(self, stages: int | None) -> None:
         """Stop gradients in the first stages of the backbone.
 
         Args:
-            stages (int): Their number.
+            stages (int, optional): Their number; :obj:`None` for all of them.
 
         Raises:
             InputError: If the backbone has fewer.

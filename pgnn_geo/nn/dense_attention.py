@@ -16,6 +16,7 @@ from pgnn_geo.errors import InputError, expect
 from pgnn_geo.graph.checks import describe
 from pgnn_geo.graph.edges import complete_edge_index
 from pgnn_geo.nn.fusion import is_eager
+from pgnn_geo.nn.sinkhorn import column_potential
 
 
 class Bucket(NamedTuple):
@@ -145,6 +146,7 @@ def group_attention(
     dropout: float = 0.0,
     relation: Callable[[Tensor, Tensor], Tensor] | None = None,
     node_class: Tensor | None = None,
+    rounds: int = 0,
 ) -> Tensor:
     """Let all nodes of each group attend to each other.
 
@@ -156,6 +158,7 @@ def group_attention(
         dropout: Dropout probability of the attention weights.
         relation: From the classes of two nodes to the bias of their logits [..., H].
         node_class: The classes [V] for it.
+        rounds: Rounds of Sinkhorn's normalization; 0 for softmax.
 
     Returns:
         The messages, of the shape and the memory layout of the values.
@@ -171,6 +174,9 @@ def group_attention(
         if relation is not None and node_class is not None:
             c = _batched(node_class, bucket)
             bias = relation(c.unsqueeze(2), c.unsqueeze(1)).permute(0, 3, 1, 2)  # [g, H, n, n]
+        if rounds:
+            potential = _potential(q, k, bias, bucket.mask, rounds)  # [g, H, 1, n]
+            bias = potential if bias is None else bias + potential
         if bucket.mask is not None:
             mask = bucket.mask[:, None, None, :]  # [g, 1, 1, n]
             bias = mask if bias is None else bias.masked_fill(~mask, -torch.inf)
@@ -181,6 +187,19 @@ def group_attention(
     out = outs[0] if groups.slot is None else torch.cat(outs).index_select(0, groups.slot)
     out = out.mT if last else out  # [V, H * D, P]
     return out.unflatten(2, positions) if positions else out.squeeze(2)
+
+
+def _potential(
+    q: Tensor, k: Tensor, bias: Tensor | None, mask: Tensor | None, rounds: int
+) -> Tensor:
+    logits = _logits(q, k, bias)
+    if mask is not None:
+        # Padding is a graph of its own: it neither listens to nodes nor speaks to them, and no row
+        # or column is left without logits.
+        alike = mask.unsqueeze(2) == mask.unsqueeze(1)
+        logits = logits.masked_fill(~alike.unsqueeze(1), -torch.inf)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float))
+    return column_potential(logits, rounds).to(q.dtype)
 
 
 def _batched(t: Tensor, bucket: Bucket) -> Tensor:
@@ -246,9 +265,11 @@ def _fused_graph(
 
 
 def _weigh(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    return F.dropout(_logits(q, k, bias).softmax(dim=-1), dropout) @ v
+
+
+def _logits(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
     logits = (q * q.size(-1) ** -0.5) @ k.mT  # [g, H, n, n]
     if bias is not None and bias.dtype == torch.bool:
-        logits = logits.masked_fill(~bias, -torch.inf)
-    elif bias is not None:
-        logits = logits + bias
-    return F.dropout(logits.softmax(dim=-1), dropout) @ v
+        return logits.masked_fill(~bias, -torch.inf)
+    return logits if bias is None else logits + bias

@@ -16,6 +16,7 @@ from torch_geometric.utils import is_sparse
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.nn.fusion import is_eager
+from pgnn_geo.nn.sinkhorn import edge_potential
 
 BLOCK = 4096  # edges; their features stay in the cache
 #: Numbers in the values of all edges, E * H * D, from which on this is faster than messages, see
@@ -131,6 +132,7 @@ def edge_attention(
     target: Tensor,
     bias: Tensor | None = None,
     dropout: float = 0.0,
+    rounds: int = 0,
 ) -> tuple[Tensor, Tensor]:
     r"""Let targets attend to the sources of their edges.
 
@@ -149,6 +151,7 @@ def edge_attention(
         target: The target of each edge [E].
         bias: Added to the logits [E, H].
         dropout: Dropout probability of the attention weights.
+        rounds: Rounds of Sinkhorn's normalization; 0 for softmax.
 
     Returns:
         The messages [N, H, D'], and the weights [E, H] before dropout.
@@ -167,6 +170,9 @@ def edge_attention(
     if bias is not None:
         logits = logits + bias[order]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float))
+    if rounds:
+        sizes = (query.size(0), key.size(0))
+        logits = logits + edge_potential(logits, targets.node, sources.node, sizes, rounds)
     # PyG's softmax has no second derivative over sorted edges, and is slow over unsorted ones.
     largest = torch.segment_reduce(logits.detach(), "max", offsets=targets.ptr)
     weight = (logits - F.embedding(targets.node, largest)).exp()

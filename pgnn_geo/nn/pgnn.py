@@ -12,6 +12,7 @@ from pgnn_geo.nn import checks
 from pgnn_geo.nn.backbones import BackboneName, build_backbone
 from pgnn_geo.nn.class_embedding import ClassEmbedding
 from pgnn_geo.nn.complementary_block import ComplementaryBlock
+from pgnn_geo.nn.complementary_conv import NormalizeName
 from pgnn_geo.nn.decoder import ActivationName, AttentionDecoder, activate
 
 ClassEmbeddingName = Literal["attention", "input"]
@@ -68,6 +69,8 @@ class PGNN(nn.Module):
             are background, as until there are maps. (default: :obj:`"none"`)
         top_k (int, optional): With :obj:`box_size`, boxes of an image that become nodes, the first
             ones; all if not given. (default: :obj:`None`)
+        normalize (str): How the weights of edges are normalized, :obj:`"softmax"` or
+            :obj:`"sinkhorn"`, see :class:`ComplementaryConv`. (default: :obj:`"softmax"`)
 
     Shapes:
         - **input:** images :math:`(B, 3, H, W)` in :math:`[0, 1]`; group :math:`(B)` sorted group
@@ -96,6 +99,7 @@ class PGNN(nn.Module):
         activation: ActivationName = "relu",
         node_classes: NodeClassesName = "none",
         top_k: int | None = None,
+        normalize: NormalizeName = "softmax",
     ):
         super().__init__()
         self.config = {
@@ -112,6 +116,7 @@ class PGNN(nn.Module):
             "activation": activation,
             "node_classes": node_classes,
             "top_k": top_k,
+            "normalize": normalize,
         }
         self.activation = activation
         self.node_classes = node_classes
@@ -134,6 +139,7 @@ class PGNN(nn.Module):
                 heads=heads,
                 num_classes=num_classes if class_embedding == "attention" else None,
                 conv_groups=channels,  # depthwise: a full one would cost as much as a VGG layer
+                normalize=normalize,
             )
             for _ in range(layers)
         )

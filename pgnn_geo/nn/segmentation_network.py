@@ -37,16 +37,16 @@ class SegmentationNetwork(PhotoNetwork):
         """The :attr:`config` that builds the network as it is now."""
         return self.config
 
-    def freeze(self, stages: int) -> None:
+    def freeze(self, stages: int | None) -> None:
         """Stop gradients in the first stages of the backbone.
 
         Args:
-            stages (int): Their number.
+            stages (int, optional): Their number; :obj:`None` for all of them.
 
         Raises:
             InputError: If the backbone has no such stages.
         """
-        if stages:
+        if stages != 0:
             raise InputError(
                 f"freeze_stages={stages}: {type(self).__name__} is trained as a whole; want 0"
             )

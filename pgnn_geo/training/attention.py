@@ -21,6 +21,7 @@ from pgnn_geo.losses import SeedingLoss, classification_loss
 from pgnn_geo.nn import PGNN, PGNNOutput
 from pgnn_geo.nn.decoder import activate
 from pgnn_geo.precision import Precision
+from pgnn_geo.ranks import ALONE, Ranks
 from pgnn_geo.training.complementary import (
     DEFAULTS,
     ComplementaryConfig,
@@ -61,7 +62,7 @@ class AttentionTrainingConfig:
             mirrored at random. :obj:`"crop"`: random scale, crop and mirroring of the photo
             itself, everything computed anew each time.
         window (float): Side of the window as a fraction of the square, in :math:`(0, 1]`.
-        groups_per_batch (int): Groups in a batch.
+        groups_per_batch (int): Groups in a batch, of all processes together.
         group_size (int): Images in a group (paper: 3).
         lr (float): Peak learning rate of the backbone (AdamW).
         head_lr (float): Peak learning rate of graph and decoders.
@@ -123,6 +124,7 @@ class AttentionModule(LightningModule):
             :obj:`"erase"` needs. (default: :obj:`None`)
         boxes (NodeBoxes, optional): The boxes of all photos, for a network whose nodes they are.
             (default: :obj:`None`)
+        ranks (Ranks): The processes that share every batch. (default: this one alone)
 
     Raises:
         InputError: If a hyper-parameter is out of range, or it or the boxes do not fit the network.
@@ -134,13 +136,16 @@ class AttentionModule(LightningModule):
         config: AttentionTrainingConfig,
         previous: PreviousMaps | None = None,
         boxes: NodeBoxes | None = None,
+        ranks: Ranks = ALONE,
     ):
         super().__init__()
         self.model = model
         self.config = config
-        self.seeding = SeedingLoss(config.foreground, config.background)
-        off = config.complementary == "off"
-        self.complementary = None if off else config.complementary_loss.build(config.complementary)
+        average = ranks.average if ranks.size > 1 else None
+        self.seeding = SeedingLoss(config.foreground, config.background, average)
+        self.complementary = None
+        if config.complementary != "off":
+            self.complementary = config.complementary_loss.build(config.complementary, average)
         self.previous = previous
         self.references: AttentionStore | None = None
         if config.node_classes != "none" and len(model.blocks) > 0:
@@ -186,7 +191,13 @@ class AttentionModule(LightningModule):
         loss_of = self._tag_loss if self.references is None else self._reference_loss
         loss = loss_of(batch, features)
         self.log(
-            "loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["group"])
+            "loss",
+            loss,
+            on_step=True,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=len(batch["group"]),
+            sync_dist=True,
         )
         return loss
 
@@ -214,7 +225,8 @@ class AttentionModule(LightningModule):
         )
         for name, term in terms._asdict().items():
             if name != "total":
-                self.log(name, term, on_step=False, on_epoch=True, batch_size=len(batch["group"]))
+                size = len(batch["group"])
+                self.log(name, term, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
         return terms.total
 
     def _reference_loss(self, batch: dict[str, Any], features: Tensor) -> Tensor:
@@ -267,6 +279,7 @@ def train_attention(
     console: Console | None = None,
     progress: Progress = no_progress,
     boxes: NodeBoxes | None = None,
+    ranks: Ranks = ALONE,
 ) -> PGNN:
     """Train :obj:`model` on a data set's tags; a run that was cut off goes on where it stopped.
 
@@ -284,12 +297,15 @@ def train_attention(
         progress (callable, optional): Progress display of the frozen stages.
         boxes (NodeBoxes, optional): The photos' boxes, for a network whose nodes they are; there
             may be photos without any.
+        ranks (Ranks): The processes that all call this and share every batch; the first writes
+            into :obj:`out`, which all must see. (default: this one alone)
 
     Returns:
         The trained model, in evaluation mode.
 
     Raises:
-        InputError: If the data set has no tags, or the boxes do not fit it or the network.
+        InputError: If the data set has no tags, the boxes do not fit it or the network, or the
+            groups of a batch cannot be shared evenly.
     """
     config = config or AttentionTrainingConfig()
     if boxes is not None and (len(boxes) != len(dataset) or not boxes.counts.any()):
@@ -299,7 +315,9 @@ def train_attention(
     callbacks: list[Callback] = []
     previous = None
     if config.complementary == "erase" or config.node_classes == "previous":
-        previous = PreviousMaps(dataset, config.epochs, config.complementary_loss, out / "previous")
+        previous = PreviousMaps(
+            dataset, config.epochs, config.complementary_loss, out / "previous", ranks
+        )
         callbacks.append(previous)
     if config.completion_epochs:
         callbacks.append(
@@ -312,9 +330,10 @@ def train_attention(
                 progress,
                 node_classes=config.node_classes == "references",
                 boxes=boxes,
+                ranks=ranks,
             )
         )
-    module = AttentionModule(model, config, previous, boxes)
+    module = AttentionModule(model, config, previous, boxes, ranks)
     epoch, last = 0, last_checkpoint(out)
     if last is not None:  # Lightning restores after frozen stages have run and batches are drawn
         state = torch.load(last, map_location="cpu", mmap=True, weights_only=True)
@@ -334,6 +353,7 @@ def train_attention(
         precision=config.precision,
         workers=config.workers,
         progress=progress,
+        ranks=ranks,
     )
     epochs = config.epochs + config.completion_epochs
     fit(
@@ -346,6 +366,7 @@ def train_attention(
         name=name,
         console=console,
         callbacks=callbacks,
+        ranks=ranks,
     )
     if config.completion_epochs:  # what the seeding loss taught the scores to mean
         model.set_activation("softmax")

@@ -1,7 +1,7 @@
 """The soft-complementary loss as an option of stage 1, and the previous epoch's maps it erases."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +14,7 @@ from pgnn_geo.labels import AttentionStore
 from pgnn_geo.losses import SoftComplementaryLoss, SoftComplementaryTerms
 from pgnn_geo.nn import PGNN, PGNNOutput
 from pgnn_geo.nn.decoder import activate
+from pgnn_geo.ranks import ALONE, Ranks
 from pgnn_geo.training.stems import empty_store, graph_of, photo_view
 
 ComplementaryName = Literal["off", "stable", "paper", "erase"]
@@ -51,8 +52,15 @@ class ComplementaryConfig:
     policy: Literal["last", "max", "ema"] = "last"
     momentum: float = 0.5
 
-    def build(self, mode: str) -> SoftComplementaryLoss:
+    def build(
+        self, mode: str, average: Callable[[Tensor], Tensor] | None = None
+    ) -> SoftComplementaryLoss:
         """Build the loss of one of its modes.
+
+        Args:
+            mode (str): The mode.
+            average (callable, optional): See :class:`~pgnn_geo.losses.SoftComplementaryLoss`.
+                (default: :obj:`None`)
 
         Raises:
             InputError: If a parameter is out of range.
@@ -65,6 +73,7 @@ class ComplementaryConfig:
             weights=(self.destroy, self.preserve, self.smoothness, self.classification),
             area=self.area,
             warmup=self.warmup,
+            average=average,
         )
 
 
@@ -77,22 +86,31 @@ class PreviousMaps(Callback):
     During epoch :math:`e` the maps after :math:`e` epochs are read, and a copy of them is written
     to, each photo once, as the anchor of its group; so the order of the photos does not matter.
     The copies of the last two epochs are kept: a training that was cut off finds the one that its
-    checkpoint belongs to.
+    checkpoint belongs to. Of several processes each writes a copy of its own, from which the first
+    puts together the new maps: of one file that two machines write, both would write whole pages.
 
     Args:
         dataset (TaggedDataset): The photos, with tags.
         epochs (int): Epochs with this loss.
         config (ComplementaryConfig): The policy.
         folder (Path): Where the maps are kept, until training ends.
+        ranks (Ranks): The processes that share the photos. (default: this one alone)
     """
 
     def __init__(
-        self, dataset: TaggedDataset, epochs: int, config: ComplementaryConfig, folder: Path
+        self,
+        dataset: TaggedDataset,
+        epochs: int,
+        config: ComplementaryConfig,
+        folder: Path,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.dataset = dataset
         self.epochs = epochs
         self.config = config
         self.folder = folder
+        self.ranks = ranks
+        self.kept: set[int] = set()  # photos whose maps this process has written in this epoch
         self.read: AttentionStore | None = None
         self.write: AttentionStore | None = None
 
@@ -100,10 +118,9 @@ class PreviousMaps(Callback):
         """Where the maps after so many epochs lie."""
         return self.folder / f"epoch-{epochs}"
 
-    @property
-    def unfinished(self) -> Path:
-        """Where the maps of the epoch that runs are written."""
-        return self.folder / ".unfinished"
+    def unfinished(self, rank: int) -> Path:
+        """Where a process writes the maps of the epoch that runs."""
+        return self.folder / f".unfinished-{rank}"
 
     def reference(self, batch: dict[str, Any], size: Sequence[int]) -> Tensor | None:
         """Return the previous maps :math:`(B, K, h, w)` of what a batch shows."""
@@ -117,6 +134,7 @@ class PreviousMaps(Callback):
             view = photo_view(batch, self.write.sizes)
             rows, crop, flip = (part[::group_size] for part in view)
             self.write.write(rows, attention[::group_size], crop, flip)
+            self.kept.update(rows.tolist())
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the previous maps, and a copy for the new ones."""
@@ -124,29 +142,39 @@ class PreviousMaps(Callback):
         epoch = trainer.current_epoch
         if epoch >= self.epochs:
             return
-        if trainer.is_global_zero:
-            if epoch == 0:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                options = {"policy": self.config.policy, "momentum": self.config.momentum}
-                self.after(0).mkdir(parents=True)
-                empty_store(self.after(0) / "maps.bin", self.dataset, **options)
-            shutil.rmtree(self.unfinished, ignore_errors=True)
-            shutil.copytree(self.after(epoch), self.unfinished)
-        trainer.strategy.barrier()
+        if epoch == 0:
+            self.ranks.first(self._begin)
+        own = self.unfinished(self.ranks.rank)
+        shutil.rmtree(own, ignore_errors=True)
+        shutil.copytree(self.after(epoch), own)
+        self.kept = set()
         self.read = AttentionStore.open(self.after(epoch) / "maps.bin")
-        self.write = AttentionStore.open(self.unfinished / "maps.bin")
+        self.write = AttentionStore.open(own / "maps.bin")
+
+    def _begin(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        options = {"policy": self.config.policy, "momentum": self.config.momentum}
+        self.after(0).mkdir(parents=True)
+        empty_store(self.after(0) / "maps.bin", self.dataset, **options)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the new maps the previous ones."""
         if self.write is None:
             return
         self.write.flush()
-        trainer.strategy.barrier()
-        if trainer.is_global_zero:
-            epoch = trainer.current_epoch
-            shutil.rmtree(self.after(epoch + 1), ignore_errors=True)
-            self.unfinished.rename(self.after(epoch + 1))
-            shutil.rmtree(self.after(epoch - 1), ignore_errors=True)
+        kept, epoch = self.ranks.gather(sorted(self.kept)), trainer.current_epoch
+        self.ranks.first(lambda: self._finish(epoch, kept))
+
+    def _finish(self, epoch: int, kept: list[list[int]]) -> None:
+        """Put together what the processes have written."""
+        assert self.write is not None
+        for rank, rows in [*enumerate(kept)][1:]:
+            self.write.take(AttentionStore.open(self.unfinished(rank) / "maps.bin"), rows)
+            shutil.rmtree(self.unfinished(rank))
+        self.write.flush()
+        shutil.rmtree(self.after(epoch + 1), ignore_errors=True)
+        self.unfinished(0).rename(self.after(epoch + 1))
+        shutil.rmtree(self.after(epoch - 1), ignore_errors=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the maps."""

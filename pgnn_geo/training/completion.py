@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from pgnn_geo.graph.node_boxes import NodeBoxes
 from pgnn_geo.labels import AttentionStore
 from pgnn_geo.labels.maps import MapConfig, attention_maps
 from pgnn_geo.nn import PGNN
+from pgnn_geo.ranks import ALONE, Ranks
 from pgnn_geo.training.stems import empty_store, tags_of
 
 
@@ -19,8 +21,8 @@ class MapCompletion(Callback):
     """Gives an :class:`~pgnn_geo.training.attention.AttentionModule` its reference maps.
 
     Before epoch :obj:`epochs`, the maps of all photos are inferred, propagated and written to an
-    :class:`~pgnn_geo.labels.AttentionStore` in :obj:`folder`, by the first rank. A training that
-    was cut off after that reads them back.
+    :class:`~pgnn_geo.labels.AttentionStore` in :obj:`folder`. A training that was cut off after
+    that reads them back.
 
     Args:
         dataset (TaggedDataset): The photos, with tags.
@@ -33,6 +35,7 @@ class MapCompletion(Callback):
             (default: :obj:`False`)
         boxes (NodeBoxes, optional): The photos' boxes, if they are the graph's nodes.
             (default: :obj:`None`)
+        ranks (Ranks): The processes that share the photos. (default: this one alone)
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class MapCompletion(Callback):
         progress: Progress = no_progress,
         node_classes: bool = False,
         boxes: NodeBoxes | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.dataset = dataset
         self.epochs = epochs
@@ -54,6 +58,7 @@ class MapCompletion(Callback):
         self.progress = progress
         self.node_classes = node_classes
         self.boxes = boxes
+        self.ranks = ranks
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make or open the store when its time has come."""
@@ -61,18 +66,30 @@ class MapCompletion(Callback):
             return
         path, model = self.folder / "maps.bin", pl_module.model
         assert isinstance(model, PGNN)
-        if trainer.is_global_zero and not path.exists():
-            self._write(model)
-        trainer.strategy.barrier()
+        if not self.ranks.first(path.exists):
+            maps = self._maps(model)
+            self.ranks.first(lambda: self._write(maps))
         pl_module.references = AttentionStore.open(path)
         if self.node_classes:
             model.set_node_classes("maps")
 
-    def _write(self, model: PGNN) -> None:
+    def _maps(self, model: PGNN) -> list[Tensor]:
         scratch = self.folder.parent  # gigabytes for a large data set: not the system's folder
-        maps = attention_maps(
-            model, self.dataset, self.maps, self.stem_folder, scratch, self.progress, self.boxes
+        if self.ranks.size > 1:  # batch norms have seen other photos in each process
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        return attention_maps(
+            model,
+            self.dataset,
+            self.maps,
+            self.stem_folder,
+            scratch,
+            self.progress,
+            self.boxes,
+            ranks=self.ranks,
         )
+
+    def _write(self, maps: list[Tensor]) -> None:
         tags = tags_of(self.dataset)
         work = self.folder.with_name(f".{self.folder.name}.unfinished")
         shutil.rmtree(work, ignore_errors=True)

@@ -3,12 +3,14 @@
 import os
 import pickle
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -21,6 +23,7 @@ from torch.utils.data import DataLoader
 from pgnn_geo.errors import InputError, plain_errors
 from pgnn_geo.io.checkpoint import save_tensors
 from pgnn_geo.precision import Precision, check_devices, default_device, resolve_precision
+from pgnn_geo.ranks import ALONE, Ranks, ended_as_line
 from pgnn_geo.training.callbacks import EpochLine, progress_bars
 
 
@@ -54,6 +57,41 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         save_tensors(path, checkpoint)
 
 
+class _RanksEnvironment(LightningEnvironment):
+    """Tells Lightning of processes that have met, whoever started them; each has one device.
+
+    Args:
+        ranks (Ranks): The processes.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        super().__init__()
+        self.ranks = ranks
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """They are there."""
+        return True
+
+    def world_size(self) -> int:
+        """How many there are."""
+        return self.ranks.size
+
+    def set_world_size(self, size: int) -> None:
+        """Nothing: it is known."""
+
+    def global_rank(self) -> int:
+        """The number of this one."""
+        return self.ranks.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """Nothing: it is known."""
+
+    def local_rank(self) -> int:
+        """The number of its device among those that it has: one."""
+        return 0
+
+
 def fit(
     module: LightningModule,
     data: LightningDataModule | DataLoader[Any],
@@ -65,6 +103,7 @@ def fit(
     console: Console | None = None,
     callbacks: Sequence[Callback] = (),
     devices: int = 1,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Train a module; a run that was cut off goes on where it stopped, bit for bit.
 
@@ -85,11 +124,14 @@ def fit(
         callbacks (sequence of Callback): Further callbacks. (default: :obj:`()`)
         devices (int): GPUs, or processes where there is no GPU; with more than one, :obj:`data`
             must give each rank its own share. (default: :obj:`1`)
+        ranks (Ranks): The processes that all call this, with one device each; here too
+            :obj:`data` must give each its own share. (default: this one alone)
 
     Raises:
-        InputError: If there are not so many devices, or training raised one.
+        InputError: If there are not so many devices, training raised one, or another process has
+            ended.
     """
-    check_devices(devices)
+    check_devices(devices, ranks.size)
     if devices > 1:
         module.cpu()  # from which each process takes it to its own device
         torch.cuda.empty_cache()  # the room is for the first of them
@@ -97,13 +139,24 @@ def fit(
         dirpath=out / "checkpoints", filename="last", enable_version_counter=False
     )
     line = EpochLine(name, console)
+    here = ranks.size > 1  # in this process and others like it
+    strategy: DDPStrategy | str = "auto"
+    if here:
+        # A transformer's last norm, say, may be read by no head.
+        strategy = DDPStrategy(find_unused_parameters=True)
+    elif devices > 1:
+        # Not processes that run the whole program again: what comes after is for one alone.
+        strategy = DDPStrategy(start_method="spawn")
     trainer = Trainer(
         max_epochs=epochs,
         accelerator=default_device().type,
-        devices=devices,
-        plugins=[AtomicCheckpointIO()],
-        # Not processes that run the whole program again: what comes after is for one alone.
-        strategy=DDPStrategy(start_method="spawn") if devices > 1 else "auto",
+        devices=[torch.cuda.current_device()] if here and torch.cuda.is_available() else devices,
+        # Named, as Lightning would take the variables of SLURM for processes to wait for.
+        plugins=[
+            AtomicCheckpointIO(),
+            _RanksEnvironment(ranks) if here else LightningEnvironment(),
+        ],
+        strategy=strategy,
         precision=resolve_precision(precision),
         default_root_dir=out,
         logger=TensorBoardLogger(out, name="tensorboard", version=""),
@@ -116,7 +169,7 @@ def fit(
         deterministic="warn",
         log_every_n_steps=1,
     )
-    with plain_errors():
+    with plain_errors(), ended_as_line() if here else nullcontext():
         trainer.fit(module, data, ckpt_path=last_checkpoint(out), weights_only=True)
 
 

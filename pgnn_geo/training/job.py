@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pgnn_geo.datasets import TaggedDataset
-from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.nn.backbones import BackboneName, resolve_weights
 from pgnn_geo.nn.backbones.weights import PretrainedWeights
@@ -44,23 +43,17 @@ class BackboneChoice:
         return resolve_weights(self.backbone, self.weights)
 
 
-class Job(Protocol):
-    """A training of a network on tagged photos."""
+def ledger_of(network: NetworkChoice, dataset: TaggedDataset, name: str) -> SupervisionLedger:
+    """Return what is learned from on tagged photos.
 
-    @property
-    def data(self) -> DataConfig:  # noqa: D102
-        ...
-
-    @property
-    def network(self) -> NetworkChoice:  # noqa: D102
-        ...
-
-
-def ledger_of(config: Job, dataset: TaggedDataset) -> SupervisionLedger:
-    """Return what a run of :obj:`config` is trained from."""
-    entry = config.network.pretrained()
+    Args:
+        network (NetworkChoice): Whose weights training starts from, or who makes the features.
+        dataset (TaggedDataset): The photos.
+        name (str): What they are called, see :attr:`DataConfig.name
+            <pgnn_geo.datasets.config.DataConfig.name>`.
+    """
+    entry = network.pretrained()
     source = getattr(dataset, "tag_source", "given")
     return SupervisionLedger(
-        tags=f"{source} ({config.data.name})",
-        weights=None if entry is None else str(entry),
+        tags=f"{source} ({name})", weights=None if entry is None else str(entry)
     )

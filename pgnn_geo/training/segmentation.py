@@ -21,6 +21,7 @@ from pgnn_geo.io.masks import IGNORE
 from pgnn_geo.nn.deeplab import DeepLabV2
 from pgnn_geo.nn.segmentation_network import SegmentationNetwork, upsample_logits
 from pgnn_geo.precision import Precision, check_devices, resolve_precision
+from pgnn_geo.ranks import ALONE, Ranks
 from pgnn_geo.training.fitting import fit
 from pgnn_geo.training.segmentation_config import SegmentationTrainingConfig
 from pgnn_geo.training.stem_crops import StemCrops, padded_stems
@@ -173,6 +174,7 @@ def train_segmentation(
     console: Console | None = None,
     progress: Progress = no_progress,
     stem_folder: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> SegmentationNetwork:
     """Train :obj:`network` on label images; a run that was cut off goes on where it stopped.
 
@@ -193,6 +195,8 @@ def train_segmentation(
         progress (callable, optional): Progress display of the frozen stages.
         stem_folder (Path, optional): Where their outputs are kept for reuse; in :obj:`out`, until
             training ends, if not given.
+        ranks (Ranks): The processes that all call this, with a share of the photos each; the first
+            writes into :obj:`out`, which all must see. (default: this one alone)
 
     Returns:
         The trained network, in evaluation mode.
@@ -215,10 +219,11 @@ def train_segmentation(
                 "augment='crop'"
             )
         folder = stem_folder or out / "stems"
-        data.stems = padded_stems(
-            network.backbone, data.dataset, folder, config.size, config.precision, progress
-        )
-    module, epochs = SegmentationModule(network, config), config.num_epochs(len(data.dataset))
+        options = config.size, config.precision, progress, ranks
+        with network.at_output_stride(config.train_stride):  # the last stage may be frozen too
+            data.stems = padded_stems(network.backbone, data.dataset, folder, *options)
+    module = SegmentationModule(network, config)
+    epochs = config.num_epochs(len(data.dataset), ranks.size)
     with network.at_output_stride(config.train_stride):
         fit(
             module,
@@ -231,8 +236,9 @@ def train_segmentation(
             console=console,
             callbacks=callbacks,
             devices=config.devices,
+            ranks=ranks,
         )
-    if stem_folder is None:
+    if stem_folder is None and ranks.is_first:
         shutil.rmtree(out / "stems", ignore_errors=True)  # gigabytes that only training needs
     return network.to(memory_format=torch.contiguous_format).eval()
 

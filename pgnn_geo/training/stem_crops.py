@@ -18,6 +18,7 @@ from pgnn_geo.features.views import Progress, View, no_progress
 from pgnn_geo.io.masks import IGNORE
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision
+from pgnn_geo.ranks import ALONE, Ranks
 from pgnn_geo.training.stems import stem_banks
 
 
@@ -102,6 +103,7 @@ def padded_stems(
     size: int,
     precision: Precision = "auto",
     progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
 ) -> tuple[FeatureBank, ...]:
     """Run the frozen stages on the padded photos, unless that is done: as they are, and mirrored.
 
@@ -110,7 +112,8 @@ def padded_stems(
         dataset (TaggedDataset): The photos.
         folder (Path): Where the outputs are kept.
         size (int): Long side of the photos, and side of the square, in pixels.
-        precision, progress: See :func:`~pgnn_geo.features.stem_bank`.
+        precision, progress, ranks: See :func:`~pgnn_geo.features.stem_bank`.
     """
     views = (View(size, pad=True), View(size, flip=True, pad=True))
-    return tuple(stem_banks(backbone, dataset, folder, views, precision, progress).values())
+    banks = stem_banks(backbone, dataset, folder, views, precision, progress, ranks)
+    return tuple(banks.values())

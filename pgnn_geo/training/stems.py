@@ -19,6 +19,7 @@ from pgnn_geo.graph.node_boxes import NodeBoxes
 from pgnn_geo.labels import AttentionStore
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision, default_device
+from pgnn_geo.ranks import ALONE, Ranks
 
 
 class StemDataset(Dataset[Any]):
@@ -110,8 +111,8 @@ class SeededOrder(Sampler[tuple[int, int]]):
 class SeededGroups(Sampler[list[tuple[int, int]]]):
     """The batches of a group sampler, with a seed for each item of :class:`SeededItems`.
 
-    Seeds follow from the sampler's seed, its epoch, its rank and the item's place in the epoch, so
-    that a training that was cut off draws what it would have drawn.
+    Seeds follow from the sampler's seed, its epoch and the item's place in the epoch of all ranks,
+    so that a training that was cut off draws what it would have drawn, and several what one does.
 
     Args:
         groups (ClassGroupSampler): Picks the photos.
@@ -130,10 +131,14 @@ class SeededGroups(Sampler[list[tuple[int, int]]]):
         self.groups.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        key = [self.groups.seed % 2**64, self.groups.epoch, self.groups.rank, 1]
-        batches = list(self.groups)
-        count = sum(map(len, batches))
-        seeds = iter(np.random.SeedSequence(key).generate_state(count, np.uint64).tolist())
+        groups, key = self.groups, [self.groups.seed % 2**64, self.groups.epoch, 0, 1]
+        batches = list(groups)
+        size, count = groups.group_size, sum(map(len, batches)) // groups.group_size
+        # Anchors are dealt out in turn: those of all ranks, longer or shorter, begin with the same.
+        states = np.random.SeedSequence(key).generate_state(
+            count * groups.num_replicas * size, np.uint64
+        )
+        seeds = iter(states.reshape(count, -1, size)[:, groups.rank].flatten().tolist())
         return iter([[(index, next(seeds)) for index in batch] for batch in batches])
 
     def __len__(self) -> int:
@@ -155,6 +160,7 @@ def group_loader(
     precision: Precision = "auto",
     workers: int = 1,
     progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
 ) -> DataLoader[Any]:
     """Return the loader of groups of same-class photos, as stage 1 sees them.
 
@@ -169,18 +175,28 @@ def group_loader(
         epoch (int): The epoch of the first iteration; a trainer sets the others.
             (default: :obj:`0`)
         progress (callable, optional): Progress display of the frozen stages.
+        ranks (Ranks): The processes that share the groups of every batch.
+            (default: this one alone)
 
     Raises:
-        InputError: If the data set has no tags.
+        InputError: If the data set has no tags, or the groups of a batch cannot be shared evenly.
     """
     tags = tags_of(dataset)
+    if groups_per_batch % ranks.size:
+        raise InputError(
+            f"groups_per_batch={groups_per_batch} are shared by {ranks.size} processes: want a "
+            "multiple of their number"
+        )
     if augment == "window":
         views = (View(size), View(size, flip=True))
-        banks = stem_banks(backbone, dataset, stem_folder, views, precision, progress)
+        banks = stem_banks(backbone, dataset, stem_folder, views, precision, progress, ranks)
         photos: StemDataset | TaggedDataset = StemDataset(dataset, tuple(banks.values()), window)
     else:
         photos = dataset.with_transform(TrainTransform(size))
-    groups = SeededGroups(ClassGroupSampler(tags, group_size, groups_per_batch, seed=seed))
+    own = groups_per_batch // ranks.size
+    groups = SeededGroups(
+        ClassGroupSampler(tags, group_size, own, seed, rank=ranks.rank, num_replicas=ranks.size)
+    )
     groups.set_epoch(epoch)
     return DataLoader(
         SeededItems(photos),
@@ -199,6 +215,7 @@ def stem_banks(
     views: Iterable[View],
     precision: Precision = "auto",
     progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
 ) -> dict[View, FeatureBank]:
     """Return the output of the frozen stages for each view, see :func:`stem_bank`.
 
@@ -209,10 +226,13 @@ def stem_banks(
         dataset (TaggedDataset): The photos.
         folder (Path): Where the outputs are kept.
         views (iterable of View): How photos are seen.
-        precision, progress: See :func:`~pgnn_geo.features.stem_bank`.
+        precision, progress, ranks: See :func:`~pgnn_geo.features.stem_bank`.
     """
     backbone.to(default_device())
-    return {view: stem_bank(backbone, dataset, folder, view, progress, precision) for view in views}
+    return {
+        view: stem_bank(backbone, dataset, folder, view, progress, precision, ranks)
+        for view in views
+    }
 
 
 def tags_of(dataset: TaggedDataset) -> Tensor:

@@ -1,4 +1,4 @@
-"""A small run of everything, for the tests of its report."""
+"""Small runs, for the tests of their reports."""
 
 from pathlib import Path
 
@@ -17,6 +17,20 @@ RUN = (
     *("--segment_train.size=64", "--segment_train.crop=64", "--segment_train.epochs=2"),
     "--segment_train.workers=0",
 )
+
+FROZEN = (
+    *("--recipe=best", "--segment=off", "--network.backbone=vgg_tiny", "--labels.refine=none"),
+    *("--features.size=64", "--evidence.positions=1000", "--evidence.iterations=5"),
+    "--evidence.classifier_rounds=1",
+)
+
+
+@pytest.fixture(scope="session")
+def frozen(shapes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the default flow, without the baseline."""
+    out = tmp_path_factory.mktemp("frozen") / "run"
+    main(["run", f"--root={shapes_root}", f"--out={out}", *FROZEN])
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -136,9 +136,9 @@ def test_a_run_that_was_cut_off_is_completed_from_what_is_there(finished, shapes
     shutil.copytree(done, out)
     for lost in ("metrics.json", "pgnn/labels/labels.json", "pgnn/labels/train_00003.png"):
         (out / lost).unlink()
-    model = (out / "pgnn" / "model.pt").stat().st_mtime_ns
+    model = (out / "pgnn" / "model").stat().st_mtime_ns
     main(["run", f"--root={shapes_root}", f"--out={out}", *RUN])
-    assert (out / "pgnn" / "model.pt").stat().st_mtime_ns == model
+    assert (out / "pgnn" / "model").stat().st_mtime_ns == model
     first, second = (json.loads((f / "metrics.json").read_text()) for f in (done, out))
     assert first == second
 
@@ -184,19 +184,19 @@ def test_label_and_evaluate_by_themselves(finished, shapes_root, tmp_path, capsy
     out, _ = finished
     labels, figures = tmp_path / "new" / "labels", tmp_path / "scores.json"
     data = [f"--root={shapes_root}"]
-    main(["label", f"--checkpoint={out / 'pgnn' / 'model.pt'}", *data, f"--out={labels}", *MAPS])
+    main(["label", f"--checkpoint={out / 'pgnn' / 'model'}", *data, f"--out={labels}", *MAPS])
     main(["evaluate", f"--labels={labels}", *data, f"--out={figures}"])
     metrics = json.loads((out / "metrics.json").read_text())["pgnn"]
     assert json.loads(figures.read_text())["miou"] == pytest.approx(metrics["miou"], abs=1e-6)
     assert "mean, all" in capsys.readouterr().out
     with pytest.raises(SystemExit):  # another model may not write among these
-        main(["label", f"--checkpoint={out / 'cam' / 'model.pt'}", *data, f"--out={labels}", *MAPS])
+        main(["label", f"--checkpoint={out / 'cam' / 'model'}", *data, f"--out={labels}", *MAPS])
     assert "made from something else (model" in capsys.readouterr().err
 
 
 def test_label_takes_the_defaults_of_the_model(finished, shapes_root, tmp_path):
     out, _ = finished
-    command = ["label", f"--checkpoint={out / 'cam' / 'model.pt'}", f"--root={shapes_root}", *MAPS]
+    command = ["label", f"--checkpoint={out / 'cam' / 'model'}", f"--root={shapes_root}", *MAPS]
     main([*command, f"--out={tmp_path / 'cam'}"])
     for path in (out / "cam" / "labels").iterdir():
         assert path.read_bytes() == (tmp_path / "cam" / path.name).read_bytes()
@@ -210,7 +210,7 @@ def test_label_takes_the_defaults_of_the_model(finished, shapes_root, tmp_path):
 
 def test_label_refines(finished, shapes_root, tmp_path):
     out, _ = finished
-    checkpoint, folder = out / "pgnn" / "model.pt", tmp_path / "labels"
+    checkpoint, folder = out / "pgnn" / "model", tmp_path / "labels"
     options = ["--labels.refine=par", "--labels.refine_dilations=[1,3]", "--labels.background=0.4"]
     command = ["label", f"--checkpoint={checkpoint}", f"--root={shapes_root}", f"--out={folder}"]
     main([*command, *MAPS, *options, "--labels.refine_iterations=3"])
@@ -241,10 +241,10 @@ def test_label_refines(finished, shapes_root, tmp_path):
 
 def test_train_the_baseline(shapes_root, tmp_path, capsys):
     main(["train", "--model=cam", f"--root={shapes_root}", f"--out={tmp_path / 'cam'}", *TINY])
-    content = torch.load(tmp_path / "cam" / "model.pt", weights_only=True)
-    assert content["config"]["layers"] == 0
+    content = json.loads((tmp_path / "cam" / "model" / "config.json").read_text())
+    assert content["network"]["layers"] == 0
     assert content["classes"] == ["fish", "bird", "beetle", "tree", "house"]
-    assert content["ledger"]["tags"] == "csv (voc train)"
+    assert content["supervision"]["tags"] == "csv (voc train)"
 
 
 def test_train_with_the_patch_graph(shapes_root, tmp_path, capsys):
@@ -253,7 +253,7 @@ def test_train_with_the_patch_graph(shapes_root, tmp_path, capsys):
         main([*command, "--network.grid=2"])
     assert "--network.grid is of the patch graph" in capsys.readouterr().err
     main([*command, "--network.grid=2", "--patches=grid"])
-    model = load_attention_model(tmp_path / "grid" / "model.pt").model
+    model = load_attention_model(tmp_path / "grid" / "model").model
     assert model.builder.grid == 2 and len(model.blocks) == 1
 
 
@@ -387,7 +387,7 @@ def test_output_that_cannot_be_written(voc, tmp_path, capsys):
 
 
 def test_a_foreign_checkpoint_is_refused(voc, tmp_path, capsys):
-    path = tmp_path / "model.pt"
+    path = tmp_path / "model"
     torch.save({"weights": torch.zeros(1)}, path)
     with pytest.raises(SystemExit):
         main(["label", f"--checkpoint={path}", f"--root={voc}", f"--out={tmp_path / 'l'}"])

@@ -40,8 +40,9 @@ def test_disk_is_what_the_run_leaves(
     options = ["--segment=off", "--recipe=many", "--labels.refine=none", f"--cache={cache}"]
     main(["run", f"--root={shapes_root}", f"--out={out}", *options, *NETWORK, *SMALL])
     (bank,) = cache.glob("*.npy")
-    maps = out / "pgnn" / "labels" / "maps.npy"
-    assert predicted(said) == {"features": bank.stat().st_size, "labels": maps.stat().st_size}
+    maps, cam = (out / "pgnn" / "labels" / f"{name}.npy" for name in ("maps", "cam"))
+    labels = maps.stat().st_size + cam.stat().st_size
+    assert predicted(said) == {"features": bank.stat().st_size, "labels": labels}
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 1), (437, 1024, 32), (12345, 192, 8)])
@@ -55,13 +56,13 @@ def test_size_of_a_bank(shape: tuple[int, int, int], tmp_path: Path) -> None:
 def test_seconds_by_the_formula() -> None:
     evidence = EvidenceConfig(prototype_rounds=2, classifier_rounds=3, iterations=10, positions=100)
     work = Work(7, 9, 5, 3, 4, evidence)
-    rates = Rates(1.0, 2.0, 20.0, 30.0, 0.5, (1000.0, 2000.0), 4.0, 10**6)
+    rates = Rates(1.0, 2.0, 20.0, 3.0, 30.0, 0.5, (1000.0, 2000.0), 4.0, 10**6)
     costs = {cost.stage: cost for cost in predict_cost(work, rates)}
     assert costs["features"].seconds == 7
     # Evidence of tags, two prototypes, maps between, three rounds of propagation and positions.
     passes = 7 * (3 * 20 + (2 + 2 + 1 + 3) * 30)
     assert costs["evidence"].seconds == passes + 3 * 10 * 100 * 0.5 + 1000 + 7 * 2000
-    assert costs["labels"].seconds == 7 * (2 + 4)
+    assert costs["labels"].seconds == 7 * (2 + 3 + 4)
     memory = costs["features"].memory, costs["evidence"].memory, costs["labels"].memory
     assert memory == (10**6, 10**6 + 84 + 8 * 9 * 16 + 2400 + 16 * 100 * 6, 10**6 + 8 * 9 * 16)
     objects = replace(work, evidence=replace(evidence, objectness=True))

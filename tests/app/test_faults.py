@@ -13,6 +13,7 @@ import pytest
 from pgnn_geo.app import labelling, pipeline
 from pgnn_geo.app.cli import main
 from pgnn_geo.app.config import RunConfig
+from pgnn_geo.boxes.config import BoxConfig
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.features import frozen
@@ -124,8 +125,9 @@ def test_a_folder_that_cannot_be_written(
     assert line.startswith("pgnn-geo: error:") and str(tmp_path / "file") in line
 
 
-def test_a_training_in_several_processes_says_what_to_do(shapes_root: Path, tmp_path: Path) -> None:
-    config = RunConfig(DataConfig("voc", str(shapes_root), "train"), "trained", "cam", segment=None)
+def test_boxes_in_several_processes_say_what_to_do(shapes_root: Path, tmp_path: Path) -> None:
+    photos = DataConfig("voc", str(shapes_root), "train")
+    config = RunConfig(photos, "trained", segment=None, patches=BoxConfig())
     with pytest.raises(InputError, match="one process, not in 2: start it without torchrun"):
         pipeline.run(config, tmp_path / "run", ranks=Ranks(0, 2))
     assert not (tmp_path / "run").exists()

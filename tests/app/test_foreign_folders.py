@@ -75,7 +75,7 @@ def test_masks_below_the_photos(
     assert "3 of 4 photos have true masks" in capsys.readouterr().out
     doctor(photos)
     assert f"'{photos / 'masks'}' holds label images" in capsys.readouterr().out
-    command = ["label", f"--checkpoint={tmp_path / 'run' / 'cam' / 'model.pt'}", "--data=folder"]
+    command = ["label", f"--checkpoint={tmp_path / 'run' / 'cam' / 'model'}", "--data=folder"]
     main([*command, f"--root={photos}", f"--out={tmp_path / 'labels'}", "--maps.size=32"])
     assert sorted(p.name for p in (tmp_path / "labels").glob("*.png")) == [
         *("a.png", "b.png", "c.png", "d.png")
@@ -235,7 +235,7 @@ def test_exports_of_run_and_label(
         same = exports / "voc" / "SegmentationClass" / path.name
         assert same.read_bytes() == (tmp_path / "run" / path).read_bytes()
     assert (exports / "cvat" / "segmentation_mask.zip").is_file()
-    command = ["label", f"--checkpoint={tmp_path / 'run' / 'pgnn' / 'model.pt'}", "--data=folder"]
+    command = ["label", f"--checkpoint={tmp_path / 'run' / 'pgnn' / 'model'}", "--data=folder"]
     command += [f"--root={photos}", f"--out={photos / 'labels'}", "--maps.size=32", "--export=voc"]
     main(command)
     exported = photos / "labels" / "exports" / "voc" / "SegmentationClass"

@@ -15,7 +15,7 @@ def test_labelling_takes_the_gpu_if_there_is_one(
     shapes_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = Shapes(shapes_root, "train", num_images=(20, 10), size=64)
-    path, devices = tmp_path / "model.pt", []
+    path, devices = tmp_path / "model", []
     save_attention_model(
         path, PGNN("vgg_tiny", 5, layers=0, weights=None), dataset.classes, SupervisionLedger()
     )

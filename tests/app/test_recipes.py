@@ -3,7 +3,8 @@
 import json
 import shutil
 import sys
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,29 @@ def run(root, out, recipe, *options):
     )
 
 
+#: Modules whose functions were given a configuration, by the name of its class, in a run of "best".
+GIVEN: dict[str, set[str]] = {}
+
+
+@contextmanager
+def following_configurations():
+    """Note every module of the package that has a configuration among a function's arguments."""
+
+    def note(frame, event, _):
+        name = frame.f_globals.get("__name__", "")
+        if event == "call" and name.startswith("pgnn_geo."):
+            for value in [*frame.f_locals.values()]:
+                kind = type(value).__name__
+                if kind.endswith("Config") and is_dataclass(value):
+                    GIVEN.setdefault(kind, set()).add(name)
+
+    sys.setprofile(note)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+
+
 @pytest.fixture(scope="module")
 def run_of(shapes_root, tmp_path_factory):
     """The folder of a run of each recipe, made when it is first asked for."""
@@ -70,7 +94,8 @@ def run_of(shapes_root, tmp_path_factory):
     def run_of(recipe):
         if recipe not in done:
             out = tmp_path_factory.mktemp(recipe) / "run"
-            run(shapes_root, out, recipe)
+            with following_configurations() if recipe == "best" else nullcontext():
+                run(shapes_root, out, recipe)
             done[recipe] = out
         return done[recipe]
 
@@ -81,11 +106,12 @@ def run_of(shapes_root, tmp_path_factory):
 def test_label_gives_the_labels_of_the_run_byte_for_byte(recipe, run_of, shapes_root, tmp_path):
     out = run_of(recipe)
     name = "cam" if recipe == "cam" else "pgnn"
-    model = out / name / ("model" if recipe in ("best", "many") else "model.pt")
+    model = out / name / "model"
     main(["label", f"--checkpoint={model}", f"--root={shapes_root}", f"--out={tmp_path / 'new'}"])
     made = sorted((out / name / "labels").iterdir())
     beside = {".pgnn_geo", "labels.json", "maps.npy", "review.csv"}
     beside |= {"explained.json"} if recipe != "cam" else set()
+    beside |= {"cam.npy"} if recipe in ("best", "many") else set()
     assert {path.name for path in made if path.suffix != ".png"} == beside
     assert len(made) == 20 + len(beside)
     if recipe in ("best", "many"):  # whose evidence can be compared with prototypes
@@ -243,15 +269,26 @@ def test_the_best_recipe_says_what_the_configurations_have():
     assert replace(LabelConfig(**recipe["labels"]), refine="none") == LabelConfig()
 
 
+def test_each_step_is_given_no_more_than_it_needs(run_of):
+    run_of("best")
+    app = {f"pgnn_geo.app.{name}" for name in ("config", "pipeline")}
+    assert GIVEN["RunConfig"] <= app | {"pgnn_geo.io.run_folder"}  # which writes it down
+    before = {"pgnn_geo.app.cli", "pgnn_geo.app.cli_export"}
+    assert 8 < len(set().union(*GIVEN.values()) - before) <= 16
+
+
 def test_a_model_of_evidence_that_is_not_whole_is_refused(run_of, shapes_root, tmp_path, capsys):
     model = Path(shutil.copytree(run_of("best") / "pgnn" / "model", tmp_path / "model"))
-    assert Labeller.load(model).classes[0] == "fish"
     config = json.loads((model / "config.json").read_text())
+    ended = {**config["evidence"], "memory": 0, "memory_power": 14.0}  # of version 0.2.0
+    (model / "config.json").write_text(json.dumps({**config, "evidence": ended}))
+    assert Labeller.load(model).classes[0] == "fish"
     for change, words in (
         ({"format": "pgnn_geo evidence model 0"}, "of this version of the package"),
         ({"backbone_sha256": "0"}, "with other weights of vgg_tiny"),
         ({"sha256": "0"}, "copy both again"),
         ({"evidence": {"gone": 1}}, "does not fit this version"),
+        ({"evidence": {**ended, "memory": 8192}}, "has a memory of labels, memory=8192"),
     ):
         other = Path(shutil.copytree(model, tmp_path / "other", dirs_exist_ok=True))
         (other / "config.json").write_text(json.dumps({**config, **change}))
@@ -262,4 +299,4 @@ def test_a_model_of_evidence_that_is_not_whole_is_refused(run_of, shapes_root, t
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(SystemExit):
         main(["label", f"--checkpoint={model}", f"--root={shapes_root}"])
-    assert "cannot be read as a model of evidence" in capsys.readouterr().err
+    assert "cannot be read as an evidence model" in capsys.readouterr().err

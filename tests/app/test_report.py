@@ -12,6 +12,7 @@ from torchmetrics.functional.segmentation import mean_iou
 from pgnn_geo.app.cli import main
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.io.masks import load_mask
+from pgnn_geo.labels.labeller import Labeller
 from pgnn_geo.metrics import ConfusionMatrix
 
 
@@ -99,13 +100,37 @@ def test_the_gallery_shows_what_the_run_made(reported: Path, shapes_root: Path) 
             )
             assert value == round(1000 * float(expected))
         start = reported / stage1["folder"] / str(index)
-        with Image.open(f"{start}.webp") as small:
+        with Image.open(f"{start}.jpg") as small:
             assert list(small.size) == photo["size"] == [64, 64]
         with Image.open(f"{start}-pgnn.png") as small:
             assert np.array_equal(np.asarray(small), mask.numpy())
         for label in photo["tags"]:
             assert Path(f"{start}-pgnn-{label}.png").is_file()
     assert (reported / "report" / ".pgnn_geo").is_file()  # never taken for photos
+
+
+def test_the_default_flow_shows_the_cam_it_began_with(frozen: Path, shapes_root: Path) -> None:
+    (gallery,) = data_of(frozen / "report.html")["galleries"]
+    layers = {layer["key"]: layer["labels"] for layer in gallery["layers"]}
+    assert layers == {"cam": False, "pgnn": True, "truth": True}
+    # The CAM by its definition: the classifier of tags at each position, divided by its maximum.
+    labeller = Labeller.load(frozen / "pgnn" / "model")
+    photos = Shapes(shapes_root, "train", num_images=(20, 10), size=64)
+    bank = labeller.bank(photos, frozen.parent / "features")
+    x = bank[torch.arange(20)].float() - labeller.model.propagation.mean.view(-1, 1, 1)
+    scores = torch.einsum("kc,mchw->mkhw", labeller.model.evidence, x).relu()
+    expected = scores / scores.amax(dim=(2, 3), keepdim=True).clamp(min=1e-12)
+    maps = np.load(frozen / "pgnn" / "labels" / "cam.npy")
+    np.testing.assert_allclose(maps / 255, expected[photos.tags.bool()], atol=0.01)
+    row = 0
+    for index, photo in enumerate(gallery["photos"]):
+        assert photo["there"] == ["truth", "pgnn"] and photo["iou"].keys() == {"pgnn"}
+        assert photo["maps"] == {"cam": photo["tags"], "pgnn": photo["tags"]}
+        for label in photo["tags"]:
+            path = frozen / gallery["folder"] / f"{index}-cam-{label}.png"
+            with Image.open(path) as small:
+                assert np.array_equal(np.asarray(small), maps[row])
+            row += 1
 
 
 def test_intervals_hold_the_figures(reported: Path) -> None:

@@ -36,7 +36,17 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(params=[1440, 390])
 def page(request: pytest.FixtureRequest, browser: Any, reported: Path) -> Iterator[Any]:
     """The report of a small run, at the width of a screen and of a phone; no error is written."""
-    context = browser.new_context(viewport={"width": request.param, "height": 900})
+    yield from opened(browser, reported, request.param)
+
+
+@pytest.fixture
+def frozen_page(browser: Any, frozen: Path) -> Iterator[Any]:
+    """The report of a small run of the default flow."""
+    yield from opened(browser, frozen, 1440)
+
+
+def opened(browser: Any, run: Path, width: int) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": width, "height": 900})
     context.set_default_timeout(60_000)
     page = context.new_page()
     said: list[str] = []
@@ -48,7 +58,7 @@ def page(request: pytest.FixtureRequest, browser: Any, reported: Path) -> Iterat
             said.append(f"{request.failure}: {request.url}")
 
     page.on("requestfailed", failed)
-    page.goto((reported / "report.html").as_uri())
+    page.goto((run / "report.html").as_uri())
     yield page
     assert said == []
     context.close()
@@ -116,10 +126,35 @@ def test_the_border_between_two_pictures_moves(page: Any) -> None:
     assert float(slider.input_value()) == before + 5
     clip = page.locator("#picture-right").evaluate("e => getComputedStyle(e).clipPath")
     assert f"{before + 5:g}%" in clip
+    results = page.locator("#photo-scores tbody tr td:not(.number)").all_inner_texts()
+    assert set(results) == {"CAM, labels", "P-GNN, labels"}
+    assert page.locator("#viewer").evaluate("e => e.scrollWidth <= e.clientWidth + 1")
     page.locator("#viewer-next").click()
     assert page.locator("#viewer-title").inner_text() != name
     page.keyboard.press("Escape")
     assert not page.locator("#viewer").is_visible()
+
+
+def test_the_default_flow_compares_photo_cam_map_labels_and_truth(frozen_page: Any) -> None:
+    page = frozen_page
+    assert page.locator("#gallery-layer option").all_inner_texts() == [
+        *("photo", "P-GNN, labels", "truth")
+    ]
+    page.locator("#cards .card").first.click()
+    shown = page.locator("#left option").all_inner_texts()
+    kinds = [text.split(" of ")[0] for text in dict.fromkeys(shown)]
+    assert list(dict.fromkeys(kinds)) == [
+        *("photo", "CAM, map", "P-GNN, map", "P-GNN, labels", "truth")
+    ]
+    sources = set()
+    for text in shown:
+        page.locator("#left").select_option(label=text)
+        page.wait_for_function(
+            "[...document.querySelectorAll('#picture-left img')]"
+            ".every(i => i.complete && i.naturalWidth > 0)"
+        )
+        sources.add(page.locator("#picture-left img").last.get_attribute("src"))
+    assert len(sources) == len(shown)
 
 
 def heat(page: Any, stage: str) -> str:

@@ -49,12 +49,12 @@ def finished(shapes_root, tmp_path_factory):
 def test_it_leaves_a_detector_boxes_and_figures(finished, shapes_root):
     out, _, printed = finished
     assert {path.name for path in out.iterdir()} == {
-        *("config.json", "detector.pt", "metrics.json", "checkpoints", "tensorboard", "proposals"),
+        *("config.json", "model", "metrics.json", "checkpoints", "tensorboard", "proposals"),
         *("boxes.json", "boxes.record.json", "boxes-val.json", "boxes-val.record.json"),
     }
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["supervision"] == ["tags: csv (voc train)"]
-    assert load_detector(out / "detector.pt").ledger.tags == "csv (voc train)"
+    assert load_detector(out / "model").ledger.tags == "csv (voc train)"
     for key, split, name in (("boxes", "train", "boxes.json"), ("eval", "val", "boxes-val.json")):
         photos = Shapes(shapes_root, split, num_images=(20, 10), size=64, with_masks=True)
         boxes = BoxFile(out / name, photos)
@@ -84,7 +84,8 @@ def test_a_finished_run_says_so_and_does_nothing(finished, capsys):
 def test_a_run_that_was_cut_off_is_completed(finished, tmp_path, capsys):
     done, arguments, _ = finished
     out = shutil.copytree(done, tmp_path / "again")
-    for lost in ("metrics.json", "detector.pt", "boxes.json", "boxes-val.json"):
+    shutil.rmtree(out / "model")
+    for lost in ("metrics.json", "boxes.json", "boxes-val.json"):
         (out / lost).unlink()
     main(["detect", *arguments, f"--out={out}"])
     assert "epoch 1/2" not in capsys.readouterr().out  # its checkpoint is read
@@ -112,7 +113,7 @@ def auxiliary(shapes_root, tmp_path_factory):
     images_folder = shapes_root / "JPEGImages"
     arguments = [f"--annotations={path}", f"--images={images_folder}", *NETWORK]
     main(["adjuster", *arguments, f"--out={folder / 'out'}", "--train.epochs=1"])
-    return folder / "out" / "adjuster.pt", arguments
+    return folder / "out" / "model", arguments
 
 
 def test_what_an_adjuster_moved_was_not_made_from_tags_alone(
@@ -150,7 +151,7 @@ def test_mistakes_are_one_error_before_any_work(shapes_root, auxiliary, tmp_path
     arguments = ["detect", f"--root={voc}", f"--out={out}", *TINY]
     error = error_of(capsys, *arguments, "--eval_split=val")
     assert "2 problem(s)" in error and "train_00001" in error and "val_00002" in error
-    assert "no model file" in error_of(capsys, *arguments, "--adjuster=nowhere.pt")
+    assert "There is no model nowhere" in error_of(capsys, *arguments, "--adjuster=nowhere")
     torch.save({}, tmp_path / "other.pt")
     assert "not a box adjuster" in error_of(
         capsys, *arguments, f"--adjuster={tmp_path / 'other.pt'}"

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -22,8 +24,8 @@ def adjuster():
 
 
 def test_a_detector_comes_back_as_it_was(detector, tmp_path):
-    save_detector(tmp_path / "detector.pt", detector, ("cat", "dog"), LEDGER)
-    model, classes, ledger = load_detector(tmp_path / "detector.pt")
+    save_detector(tmp_path / "detector", detector, ("cat", "dog"), LEDGER)
+    model, classes, ledger = load_detector(tmp_path / "detector")
     assert classes == ("cat", "dog") and ledger == LEDGER and not model.training
     images, boxes = torch.rand(1, 3, 64, 64), [torch.tensor([[0.0, 0.0, 30.0, 40.0]])]
     assert torch.equal(model(images, boxes).scores, detector(images, boxes).scores)
@@ -32,28 +34,42 @@ def test_a_detector_comes_back_as_it_was(detector, tmp_path):
 
 def test_an_adjuster_comes_back_as_it_was(adjuster, tmp_path):
     adjuster.lin_offset.weight.data.normal_()
-    save_adjuster(tmp_path / "adjuster.pt", adjuster, LEDGER)
-    model, ledger = load_adjuster(tmp_path / "adjuster.pt")
+    save_adjuster(tmp_path / "adjuster", adjuster, LEDGER)
+    model, ledger = load_adjuster(tmp_path / "adjuster")
     images, boxes = torch.rand(1, 3, 64, 64), [torch.tensor([[0.0, 0.0, 30.0, 40.0]])]
     assert ledger == LEDGER and torch.equal(model(images, boxes), adjuster(images, boxes))
 
 
-def test_other_files_are_refused(detector, adjuster, tmp_path):
+def test_files_of_older_versions_are_read(detector, adjuster, tmp_path):
     path = tmp_path / "model.pt"
+    content = {"format": "pgnn_geo weak detector 1", "config": detector.config}
+    content |= {"ledger": LEDGER.to_dict(), "classes": ["cat", "dog"]}
+    torch.save({**content, "state_dict": detector.state_dict()}, path)
+    model, classes, ledger = load_detector(path)
+    assert (classes, ledger) == (("cat", "dog"), LEDGER)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, detector.state_dict()[name])
+    with pytest.raises(InputError, match="is not a box adjuster"):
+        load_adjuster(path)
+    content |= {"format": "pgnn_geo box adjuster 1", "config": adjuster.config}
+    torch.save({**content, "state_dict": adjuster.state_dict()}, path)
+    images, boxes = torch.rand(1, 3, 64, 64), [torch.tensor([[0.0, 0.0, 30.0, 40.0]])]
+    assert torch.equal(load_adjuster(path).model(images, boxes), adjuster(images, boxes))
+
+
+def test_other_models_are_refused(detector, adjuster, tmp_path):
+    path = tmp_path / "model"
     save_detector(path, detector, ("cat", "dog"), LEDGER)
     with pytest.raises(InputError, match="is not a box adjuster"):
         load_adjuster(path)
     save_adjuster(path, adjuster, LEDGER)
-    with pytest.raises(InputError, match="is not a detector"):
+    with pytest.raises(InputError, match="is not a weak detector"):
         load_detector(path)
-    path.write_bytes(b"torn")
-    with pytest.raises(InputError, match="not a readable model file"):
-        load_detector(path)
-    with pytest.raises(InputError, match="There is no model file"):
-        load_adjuster(tmp_path / "none.pt")
+    with pytest.raises(InputError, match="There is no model"):
+        load_adjuster(tmp_path / "none")
     save_detector(path, detector, ("cat", "dog"), LEDGER)
-    content = torch.load(path, weights_only=True)
-    for broken in ({"config": {}}, {"state_dict": {}}, {"classes": None}):
-        torch.save({**content, **broken}, path)
+    config = json.loads((path / "config.json").read_text())
+    for broken in ({"network": {}}, {"supervision": {"magic": 1}}, {"classes": None}):
+        (path / "config.json").write_text(json.dumps({**config, **broken}))
         with pytest.raises(InputError, match="does not fit this version"):
             load_detector(path)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pgnn_geo.app import pipeline
 from pgnn_geo.app.cli import main
 from pgnn_geo.app.config import ModelConfig, RunConfig
 from pgnn_geo.boxes import (
@@ -96,9 +97,9 @@ def test_boxes_of_the_maps_of_the_cam(from_attention, photos):
     assert content["patches"] == {"source": "attention", "file": None, "top_k": 2, "size": 3}
     metrics = json.loads((from_attention / "metrics.json").read_text())
     assert metrics["supervision"] == ["tags: csv (voc train)"]
-    model = load_attention_model(from_attention / "pgnn" / "model.pt").model
+    model = load_attention_model(from_attention / "pgnn" / "model").model
     assert model.config["box_size"] == 3 and model.config["top_k"] == 2
-    cam, _, ledger, _ = load_attention_model(from_attention / "cam" / "model.pt")
+    cam, _, ledger, _ = load_attention_model(from_attention / "cam" / "model")
     assert cam.config["box_size"] is None and cam.config["layers"] == 0
 
     maps = replace(AttentionTrainingConfig().completion, size=64)
@@ -124,7 +125,7 @@ def test_what_was_made_with_drawn_boxes_says_so(from_file, photos):
     wanted = ["tags: csv (voc train)", "boxes: auxiliary (drawn)"]
     metrics = json.loads((from_file / "metrics.json").read_text())
     assert metrics["supervision"] == wanted and metrics["boxes"]["photos_without"] == 1
-    ledgers = [load_attention_model(from_file / m / "model.pt").ledger for m in ("cam", "pgnn")]
+    ledgers = [load_attention_model(from_file / m / "model").ledger for m in ("cam", "pgnn")]
     assert ledgers[0].boxes is None and ledgers[1].to_list() == wanted
     for model, boxes in (("cam", None), ("pgnn", "auxiliary (drawn)")):
         record = json.loads((from_file / model / "labels" / "labels.json").read_text())
@@ -147,7 +148,7 @@ def test_a_run_that_was_cut_off_is_completed(
         with pytest.raises(KeyError, match="killed"):
             run(shapes_root, out, "--boxes.top_k=2")
     made = (out / "boxes.json").stat().st_mtime_ns
-    assert not (out / "pgnn" / "model.pt").exists()
+    assert not (out / "pgnn" / "model").exists()
     capsys.readouterr()
     run(shapes_root, out, "--boxes.top_k=2")
     printed = capsys.readouterr().out
@@ -182,7 +183,7 @@ def test_another_configuration_or_other_boxes_are_refused(
 
 
 def test_label_needs_the_boxes(from_file, shapes_root, drawn, tmp_path, capsys):
-    labels, checkpoint = tmp_path / "labels", from_file / "pgnn" / "model.pt"
+    labels, checkpoint = tmp_path / "labels", from_file / "pgnn" / "model"
     command = ["label", f"--checkpoint={checkpoint}", f"--root={shapes_root}", *MAPS]
     assert "pass the photos' with --boxes FILE" in error_of(capsys, *command, f"--out={labels}")
     main([*command, f"--out={labels}", f"--boxes={drawn}"])
@@ -192,7 +193,7 @@ def test_label_needs_the_boxes(from_file, shapes_root, drawn, tmp_path, capsys):
     other.write_text(json.dumps(json.loads(drawn.read_text())[3:]))
     again = [*command, f"--out={labels}", f"--boxes={other}"]
     assert "made from something else" in error_of(capsys, *again)
-    cam = ["label", f"--checkpoint={from_file / 'cam' / 'model.pt'}", f"--root={shapes_root}"]
+    cam = ["label", f"--checkpoint={from_file / 'cam' / 'model'}", f"--root={shapes_root}"]
     error = error_of(capsys, *cam, f"--out={tmp_path / 'cam'}", f"--boxes={drawn}")
     assert "are no boxes; leave out" in error
     other.write_text(json.dumps(json.loads(drawn.read_text())[3:]))
@@ -233,18 +234,21 @@ def test_without_a_graph_there_is_nothing_to_set_of_it(shapes_root, tmp_path, ca
         *TINY,
         *MAPS,
     ]
-    for option, name in (("--network.grid=2", "grid"), ("--network.layers=0", "layers")):
+    for name, value in (("grid", "2"), ("layers", "0"), ("normalize", "sinkhorn")):
+        option = f"--network.{name}={value}"
         assert f"--network.{name} is of the patch graph" in error_of(capsys, *command, option)
     error = error_of(capsys, *command, "--train.node_classes=references")
     assert "patches='none' has no nodes" in error and not (tmp_path / "out").exists()
 
 
 def test_the_patch_graph_is_there_if_it_is_asked_for(shapes_root):
-    data, network = DataConfig("voc", str(shapes_root)), ModelConfig("vgg_tiny", None, layers=2)
+    data = DataConfig("voc", str(shapes_root))
+    network = ModelConfig("vgg_tiny", None, layers=2, normalize="sinkhorn")
     for patches_, layers in (("none", 0), ("grid", 2), (BoxConfig(top_k=4), 2)):
         config = RunConfig(data, "trained", network=network, patches=patches_)
         model = config.build_network("pgnn", 5)
         assert len(model.blocks) == model.config["layers"] == layers
+        assert all(block.attention.normalize == "sinkhorn" for block in model.blocks)
         assert model.top_k == (4 if config.boxes else None)
         assert config.build_network("cam", 5).config["layers"] == 0
     with pytest.raises(InputError, match="want 'none', 'grid' or a BoxConfig"):
@@ -260,7 +264,7 @@ def test_the_detector_of_a_run_has_its_backbone_and_seed(shapes_root):
     train = AttentionTrainingConfig(seed=3, workers=0, precision="32-true")
     data = DataConfig("voc", str(shapes_root))
     config = RunConfig(data, "trained", network=network, train=train, patches=BoxConfig("detector"))
-    found = patches.detector_config(config)
+    found = pipeline.detector_config(config)
     assert found.data == data and found.train.seed == 3 and found.train.workers == 0
     assert found.train.precision == found.boxes.precision == "32-true"
     detector = found.network.build(5)
@@ -269,7 +273,7 @@ def test_the_detector_of_a_run_has_its_backbone_and_seed(shapes_root):
 
 def test_boxes_of_a_detector_of_ones_own(shapes_root, photos, tmp_path, monkeypatch, capsys):
     pytest.importorskip("cv2.ximgproc")
-    real = patches.detector_config
+    real = pipeline.detector_config
 
     def small(config):
         job = real(config)
@@ -277,7 +281,7 @@ def test_boxes_of_a_detector_of_ones_own(shapes_root, photos, tmp_path, monkeypa
         network = replace(job.network, hidden_channels=16, pool_size=2, refinements=1)
         return replace(job, train=train, network=network, proposals=ProposalConfig(side=64))
 
-    monkeypatch.setattr(patches, "detector_config", small)
+    monkeypatch.setattr(pipeline, "detector_config", small)
     run(shapes_root, tmp_path, "--boxes.source=detector")
     printed = capsys.readouterr().out
     assert "boxes from a detector" in printed and "P-GNN IoU" in printed

@@ -2,10 +2,9 @@ import json
 import os
 import pickle
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
+import forked
 import pytest
 import torch
 
@@ -68,20 +67,23 @@ def test_a_shortened_bank_is_made_anew(tmp_path):
     assert path.read_bytes() == whole
 
 
-KILLED = """
-import os, signal, sys, torch
-from pgnn_geo.features import FeatureBank, bank
-bank._NOTE_EVERY, bank._NOTE_SECONDS = float(sys.argv[2]), float(sys.argv[3])
-def features(first):
-    for i in range(first, 10):
-        if i == 8:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield torch.full((1, 4, 3, 3), float(i))
-FeatureBank.build(sys.argv[1], features, 10, {"weights": "a"})
-"""
+THREE_PHOTOS, ALWAYS, NEVER = 3 * 72, 0.0, float("inf")
 
 
-THREE_PHOTOS, ALWAYS, NEVER = str(3 * 72), "0", "inf"
+def killed(path, note_every, note_seconds):
+    """Write a bank in a process that is killed at the ninth photo."""
+
+    def features(first):
+        for i in range(first, 10):
+            if i == 8:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield torch.full((1, 4, 3, 3), float(i))
+
+    def write():
+        bank._NOTE_EVERY, bank._NOTE_SECONDS = note_every, note_seconds
+        FeatureBank.build(path, features, 10, {"weights": "a"})
+
+    assert forked.run(write) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
@@ -90,9 +92,8 @@ THREE_PHOTOS, ALWAYS, NEVER = str(3 * 72), "0", "inf"
 )
 def test_a_killed_writing_goes_on_where_it_was(tmp_path, key, size, seconds, first):
     path = tmp_path / "bank.npy"
-    command = [sys.executable, "-c", KILLED, path, size, seconds]
-    process = subprocess.run(command, env={**os.environ})
-    assert process.returncode == -signal.SIGKILL and not path.exists()
+    killed(path, size, seconds)
+    assert not path.exists()
     asked = []
 
     def features(start):
@@ -108,13 +109,13 @@ def test_a_killed_writing_goes_on_where_it_was(tmp_path, key, size, seconds, fir
 def test_killed_while_it_is_finished_nothing_is_computed_again(tmp_path, monkeypatch):
     path, rows = tmp_path / "bank.npy", torch.randn(5, 2, 3, 3).half().float()
 
-    def killed(name, value):
+    def fails(name, value):
         if name == path.with_suffix(".json"):
             raise KeyboardInterrupt
         write_json(name, value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(bank, "write_json", killed)
+        patch.setattr(bank, "write_json", fails)
         with pytest.raises(KeyboardInterrupt):
             FeatureBank.build(path, given(rows), 5, {"weights": "a"})
     assert path.is_file() and not FeatureBank.is_current(path, {"weights": "a"})
@@ -125,8 +126,7 @@ def test_killed_while_it_is_finished_nothing_is_computed_again(tmp_path, monkeyp
 
 def test_a_spoilt_note_is_not_trusted(tmp_path):
     path = tmp_path / "bank.npy"
-    command = [sys.executable, "-c", KILLED, path, THREE_PHOTOS, NEVER]
-    subprocess.run(command, env={**os.environ})
+    killed(path, THREE_PHOTOS, NEVER)
     (tmp_path / ".bank.npy.json").write_text("{")
     rows = torch.randn(10, 4, 3, 3).half().float()
     assert torch.equal(FeatureBank.build(path, given(rows), 10, {"weights": "a"})[[7]], rows[[7]])

@@ -173,37 +173,37 @@ def damage_flipped_bit(folder):
 def damage_cut_off(folder):
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[:-100])
-    return "no readable segmenter"
+    return "cannot be read as a segmenter"
 
 
 def damage_missing_weights(folder):
     (folder / "model.safetensors").unlink()
-    return "not a whole segmenter folder"
+    return "is not the whole folder of a segmenter"
 
 
 def damage_no_config(folder):
     (folder / "config.json").unlink()
-    return "not a whole segmenter folder"
+    return "is not the whole folder of a segmenter"
 
 
 def damage_no_json(folder):
     (folder / "config.json").write_text("{")
-    return "no readable segmenter"
+    return "cannot be read as a segmenter"
 
 
 def damage_no_utf8(folder):
     (folder / "config.json").write_bytes(b"\xff\xfe\x00")
-    return "no readable segmenter"
+    return "cannot be read as a segmenter"
 
 
 def damage_foreign(folder):
     (folder / "config.json").write_text('{"architectures": ["ViT"]}')
-    return "not a segmenter of this package"
+    return "is not a segmenter of this version"
 
 
 def damage_not_a_dictionary(folder):
     (folder / "config.json").write_text("[1, 2]")
-    return "not a segmenter of this package"
+    return "is not a segmenter of this version"
 
 
 def change(folder, **changes):
@@ -215,7 +215,7 @@ def change(folder, **changes):
 
 def damage_other_head(folder):
     change(folder, network={"head": "largefov", "dilations": [12]})
-    return "does not fit the network of config.json: 18 tensor"
+    return "do not fit the network of its config.json: 18 differ"
 
 
 def damage_wider(folder):  # a million times the memory, were it to be allocated
@@ -225,12 +225,12 @@ def damage_wider(folder):  # a million times the memory, were it to be allocated
 
 def damage_unknown_backbone(folder):
     change(folder, network={"backbone": "alexnet"})
-    return "config.json does not fit this version.*alexnet"
+    return "does not fit this version.*alexnet"
 
 
 def damage_unknown_argument(folder):
     change(folder, network={"activation": "gelu"})
-    return "config.json does not fit this version.*activation"
+    return "does not fit this version.*activation"
 
 
 def damage_classes(folder):
@@ -240,7 +240,7 @@ def damage_classes(folder):
 
 def damage_ledger(folder):
     change(folder, supervision={"magic": 1})
-    return "config.json does not fit this version.*magic"
+    return "does not fit this version.*magic"
 
 
 def damage_half_precision(folder):
@@ -258,12 +258,12 @@ class Evil:
 def damage_pickle(folder):
     with open(folder / "model.safetensors", "wb") as handle:
         pickle.dump(Evil(), handle)
-    return "no readable segmenter"
+    return "cannot be read as a segmenter"
 
 
 def damage_torch_save(folder):
     torch.save({"weights": torch.zeros(9), "evil": Evil()}, folder / "model.safetensors")
-    return "no readable segmenter"
+    return "cannot be read as a segmenter"
 
 
 @pytest.fixture(scope="module")

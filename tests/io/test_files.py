@@ -1,7 +1,7 @@
 import os
-import subprocess
-import sys
+import signal
 
+import forked
 import numpy as np
 import pytest
 
@@ -27,17 +27,14 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(path.parent) == ["figures.json"]
 
 
-KILLED = """
-import os, signal, sys
-from pgnn_geo.io.files import atomic_folder, atomic_write
-with atomic_folder(sys.argv[1] + "/deep/model") as folder, atomic_write(folder / "a") as handle:
-    with atomic_write(sys.argv[1] + "/b") as other:
-        os.kill(os.getpid(), signal.SIGKILL)
-"""
+def killed(root):
+    with atomic_folder(root / "deep" / "model") as folder, atomic_write(folder / "a"):
+        with atomic_write(root / "b"):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_what_a_killed_process_leaves_is_removed_and_nothing_else(tmp_path):
-    subprocess.run([sys.executable, "-c", KILLED, tmp_path])
+    assert forked.run(killed, tmp_path) == -signal.SIGKILL
     left = [path for path in tmp_path.rglob(".tmp-*") if path.is_file()]
     assert len(left) == 2
     foreign = tmp_path / ".tmp-elsewhere-1-abc"

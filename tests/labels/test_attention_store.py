@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -214,14 +215,12 @@ def test_files_cut_short_are_noticed(make, tmp_path):
 
 def test_a_killed_writer_leaves_a_whole_store(make, tmp_path):
     make()
-    code = (
-        "import os, torch\n"
-        "from pgnn_geo.labels.attention_store import AttentionStore\n"
-        f"store = AttentionStore.open({str(tmp_path / 'maps.bin')!r})\n"
-        "store.write(['a'], torch.ones(1, 4, 2, 2))\n"
-        "os.kill(os.getpid(), 9)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+
+    def write():
+        AttentionStore.open(tmp_path / "maps.bin").write(["a"], torch.ones(1, 4, 2, 2))
+        os.kill(os.getpid(), 9)
+
+    assert forked.run(write) == -9
     store = make()
     assert store.written(IDS).tolist() == [True, False, False]
     assert store.read(["a"], size=(2, 2))[0, 0].min() == 1

@@ -41,12 +41,15 @@ def gradients(out: Tensor, conv: ComplementaryConv, x: Tensor) -> list[Tensor]:
     classes=st.booleans(),
     last=st.booleans(),
     dtype=st.sampled_from([torch.float64, torch.float32]),
+    normalize=st.sampled_from(["softmax", "sinkhorn"]),
 )
 # Groups of one node, whose maps need no copy to be flattened.
-@example([1, 1], (2, 2), "none", False, True, torch.float64)
-def test_groups_equal_message_passing(sizes, positions, hints, classes, last, dtype):
+@example([1, 1], (2, 2), "none", False, True, torch.float64, "softmax")
+@example([0, 1, 3], (), "loose, unread", True, False, torch.float64, "sinkhorn")
+def test_groups_equal_message_passing(sizes, positions, hints, classes, last, dtype, normalize):
     torch.manual_seed(0)
-    conv = ComplementaryConv(6, 8, 4, num_classes=3 if classes else None).to(dtype)
+    num_classes = 3 if classes else None
+    conv = ComplementaryConv(6, 8, 4, num_classes=num_classes, normalize=normalize).to(dtype)
     conv = with_classes(conv) if classes else conv
     batch, ptr = groups_of(sizes)
     x = torch.randn(batch.numel(), 6, *positions, dtype=dtype)

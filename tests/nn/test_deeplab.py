@@ -54,6 +54,25 @@ def test_head_sees_its_dilations_only():
     assert {tuple(position) for position in seen} == expected
 
 
+def test_normalized_features_have_a_root_mean_square_of_one():
+    torch.manual_seed(0)
+    head = DilatedHead(8, 3, (2,), normalize=True).double()
+    plain = DilatedHead(8, 3, (2,)).double()
+    plain.load_state_dict(head.state_dict())
+    features = torch.rand(2, 8, 9, 7).double()
+    strength = torch.rand(2, 1, 9, 7).double() * 100 + 0.1
+    scaled = features / features.square().mean(1, keepdim=True).sqrt()
+    assert torch.allclose(head(features * strength), plain(scaled))
+    assert head(torch.zeros(1, 8, 3, 3).double()).isfinite().all()
+
+
+def test_networks_saved_before_there_was_normalization_have_none():
+    config = small().config
+    del config["normalize"]
+    assert not DeepLabV2.from_config(config).head.normalize
+    assert DeepLabV2.from_config({**config, "normalize": True}).head.normalize
+
+
 def test_vgg_branches_have_the_classifiers_layers():
     model = DeepLabV2("vgg16", num_classes=20, head="largefov", weights=None)
     shapes = [tuple(p.shape) for p in model.head.parameters() if p.dim() == 4]

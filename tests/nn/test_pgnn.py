@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch_geometric.utils import scatter
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.graph import PatchGraphBuilder
@@ -127,6 +128,19 @@ def test_one_embedding_is_added_to_the_nodes_before_the_first_block():
     torch.testing.assert_close(result.batch.x, x)
     with pytest.raises(InputError, match=r"0 \(background\) to 4, got 0 to 5"):
         model.forward_features(features, node_class=torch.arange(32) % 6)
+
+
+def test_edges_are_a_transport_plan_if_asked_for():
+    model = tiny(normalize="sinkhorn", layers=2)
+    images = torch.rand(3, 3, 64, 64)
+    batch = PatchGraphBuilder(grid=4)(model.backbone(images))
+    for block in model.blocks:
+        batch.x, (edges, alpha) = block(batch.x, batch=batch.batch, return_attention_weights=True)
+        torch.testing.assert_close(scatter(alpha, edges[0]), torch.ones(48, 4), rtol=0, atol=0.02)
+    torch.testing.assert_close(model(images).batch.x, batch.x)
+    plain = tiny(layers=2)
+    plain.load_state_dict(model.state_dict())  # nothing more is learned
+    assert not torch.allclose(plain(images).scores, model(images).scores, rtol=0, atol=1e-4)
 
 
 def test_embeddings_of_earlier_checkpoints_are_refused():

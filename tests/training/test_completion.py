@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,7 +39,21 @@ def tiny(seed=0, **options):
 
 @pytest.fixture
 def steps(monkeypatch):
-    """What happened in training, in order: (epoch, loss, learning rate) of steps, and events."""
+    """What happens in training, in order: (epoch, loss, learning rate) of steps, and events."""
+    return _logged(monkeypatch, [])
+
+
+@pytest.fixture(scope="module")
+def uncut(shapes, tmp_path_factory):
+    """A whole training by `CONFIG`: its model, what happened, how maps were made of it."""
+    configs = []
+    with pytest.MonkeyPatch.context() as patch:
+        happened = _logged(patch, configs)
+        model = train_attention(tiny(), shapes, tmp_path_factory.mktemp("uncut"), CONFIG)
+    return SimpleNamespace(model=model, steps=happened, configs=configs)
+
+
+def _logged(monkeypatch, configs):
     happened = []
     step, maps = attention.AttentionModule.training_step, completion.attention_maps
 
@@ -48,9 +63,10 @@ def steps(monkeypatch):
         happened.append((self.current_epoch, loss.item(), rate))
         return loss
 
-    def logged_maps(*arguments, **options):
+    def logged_maps(model, dataset, config, *arguments, **options):
         happened.append("references")
-        return maps(*arguments, **options)
+        configs.append(config)
+        return maps(model, dataset, config, *arguments, **options)
 
     monkeypatch.setattr(attention.AttentionModule, "training_step", logged_step)
     monkeypatch.setattr(completion, "attention_maps", logged_maps)
@@ -71,22 +87,23 @@ def test_references_come_once_before_the_second_part_which_learns_them(
     losses = [loss for _, loss, _ in steps[11:]]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
     assert all(p.isfinite().all() for p in model.parameters()) and not model.training
-    assert not list(tmp_path.glob("**/.*unfinished"))
+    assert not list(tmp_path.glob("**/.*unfinished*"))
 
 
 def test_references_are_the_completed_maps_in_the_geometry_of_the_photos(
     shapes, tmp_path, monkeypatch
 ):
     states = []
-    write = completion.MapCompletion._write
+    infer = completion.MapCompletion._maps
 
     def copied(self, model):
         assert model.training
         states.append({name: value.clone() for name, value in model.state_dict().items()})
-        write(self, model)
+        maps = infer(self, model)
         assert model.training and model.backbone.output_stride == 8
+        return maps
 
-    monkeypatch.setattr(completion.MapCompletion, "_write", copied)
+    monkeypatch.setattr(completion.MapCompletion, "_maps", copied)
     train_attention(tiny(), shapes, tmp_path, CONFIG)
     model = tiny(seed=3)
     model.load_state_dict(states[0])
@@ -100,9 +117,8 @@ def test_references_are_the_completed_maps_in_the_geometry_of_the_photos(
         assert maps[~tags].eq(0).all()
 
 
-def test_the_learning_rate_starts_anew(shapes, tmp_path, steps):
-    train_attention(tiny(), shapes, tmp_path, CONFIG)
-    rates = torch.tensor([step[2] for step in steps if step != "references"])
+def test_the_learning_rate_starts_anew(uncut):
+    rates = torch.tensor([step[2] for step in uncut.steps if step != "references"])
     first = 1e-3 * (1 - torch.arange(10) / 10) ** 0.9
     second = 1e-3 * (1 - torch.arange(20) / 20) ** 0.9
     torch.testing.assert_close(rates, torch.cat([first, second]))
@@ -111,23 +127,19 @@ def test_the_learning_rate_starts_anew(shapes, tmp_path, steps):
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("killed_in", [1, 2])
 def test_a_run_killed_in_the_second_part_goes_on_bit_for_bit(
-    shapes, tmp_path, steps, killed_at, killed_in, workers
+    uncut, shapes, tmp_path, steps, killed_at, killed_in, workers
 ):
-    config = replace(CONFIG, workers=workers)
-    whole = train_attention(tiny(), shapes, tmp_path / "whole", config).state_dict()
-    uncut = list(steps)
-    steps.clear()
-
+    config, whole = replace(CONFIG, workers=workers), uncut.model.state_dict()
     with killed_at(killed_in, 3):
         train_attention(tiny(), shapes, tmp_path / "cut", config)
     stamp = (tmp_path / "cut" / "references" / "maps.bin").stat().st_mtime_ns
-    before = uncut[: 1 + 10 * killed_in]
+    before = uncut.steps[: 1 + 10 * killed_in]
     assert steps[: len(before)] == before
     steps.clear()
 
     resumed = train_attention(tiny(seed=5), shapes, tmp_path / "cut", config).state_dict()
     assert (tmp_path / "cut" / "references" / "maps.bin").stat().st_mtime_ns == stamp
-    assert steps == uncut[len(before) :]  # the same losses, at the same rates
+    assert steps == uncut.steps[len(before) :]  # the same losses, at the same rates
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     checkpoint = torch.load(tmp_path / "cut" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 30
@@ -147,26 +159,15 @@ def test_a_run_killed_while_it_writes_references_writes_them_anew(shapes, tmp_pa
     assert store.written(shapes.image_ids).all()
 
 
-def test_without_completion_it_is_training_on_tags(shapes, tmp_path, steps):
+def test_without_completion_it_is_training_on_tags(uncut, shapes, tmp_path, steps):
     train_attention(tiny(), shapes, tmp_path, replace(CONFIG, completion_epochs=0))
     assert epochs(steps) == [0] * 10 and not (tmp_path / "references").exists()
-    first = [loss for _, loss, _ in steps]
-    steps.clear()
-    train_attention(tiny(), shapes, tmp_path / "both", CONFIG)
-    assert [step[1] for step in steps[:10]] == first
+    assert [step[1] for step in uncut.steps[:10]] == [loss for _, loss, _ in steps]
 
 
-def test_completion_follows_the_precision_of_training(shapes, tmp_path, monkeypatch):
-    seen = []
-    maps = completion.attention_maps
-
-    def logged(model, dataset, config, *arguments, **options):
-        seen.append(config.precision)
-        return maps(model, dataset, config, *arguments, **options)
-
-    monkeypatch.setattr(completion, "attention_maps", logged)
-    train_attention(tiny(), shapes, tmp_path, CONFIG)
-    assert seen == ["32-true"]
+def test_completion_follows_the_precision_of_training(uncut):
+    assert MAPS.precision == "auto"
+    assert [config.precision for config in uncut.configs] == ["32-true"]
 
 
 @pytest.mark.parametrize("layers", [0, 1])
@@ -176,7 +177,7 @@ def test_crops_of_the_photo_and_bfloat16(shapes, tmp_path, layers):
     assert all(p.isfinite().all() for p in model.parameters())
 
 
-def test_classes_of_nodes_come_from_the_references(shapes, tmp_path, monkeypatch):
+def test_classes_of_nodes_come_from_the_references(uncut, shapes, tmp_path, monkeypatch):
     seen = []
     forward = PGNN.forward_features
 
@@ -195,8 +196,7 @@ def test_classes_of_nodes_come_from_the_references(shapes, tmp_path, monkeypatch
     assert len(classes) == 2 * 20 * 3 * 16 and 0 < (classes > 0).sum() < len(classes)
     relation = model.blocks[0].attention.class_module.weight
     assert relation.abs().max() > 0  # it has learned from them
-    plain = train_attention(tiny(), shapes, tmp_path / "plain", CONFIG)
-    assert plain.node_classes == "none"
+    assert uncut.model.node_classes == "none"
 
 
 def test_classes_of_nodes_need_a_grid_and_references():

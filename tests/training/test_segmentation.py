@@ -1,5 +1,6 @@
 import math
 import shutil
+from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -7,9 +8,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from PIL import Image
+from torch.testing import assert_close
 
 from pgnn_geo.datasets import Shapes, TrainTransform
 from pgnn_geo.errors import InputError
+from pgnn_geo.features import FeatureBank
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.nn import DeepLabV2
 from pgnn_geo.training.segmentation import (
@@ -284,6 +287,33 @@ def test_windows_of_stems_are_learnt_and_resumed(shapes, tmp_path, stride):
     train_segmentation(network, shapes, tmp_path / "cut", config)
     for name, weight in network.state_dict().items():
         assert torch.equal(weight, whole.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("stride", "other"), [(None, 16), (16, 8)])
+def test_a_frozen_backbone_is_run_once_at_the_stride_of_training(shapes, tmp_path, stride, other):
+    options = {"augment": "window", "scale": (1.0, 1.0), "freeze_stages": None}
+    config = replace(CONFIG, epochs=1, crop=32, train_stride=stride, **options)
+    folder = tmp_path / "stems"
+
+    def train(name, config):
+        torch.manual_seed(0)
+        network = DeepLabV2("resnet18", 5, "largefov", (8,), weights=None)
+        before = deepcopy(network.backbone).eval()
+        train_segmentation(network, shapes, tmp_path / name, config, stem_folder=folder)
+        for key, weight in network.backbone.state_dict().items():
+            assert weight.equal(before.state_dict()[key]), key
+        return before
+
+    backbone, path = train("first", config), folder / "stem-64-pad.npy"
+    with torch.no_grad():
+        photo = shapes[0]["image"][None] / 255
+        maps = backbone.set_output_stride(stride or 8)(photo)
+    assert_close(FeatureBank(path)[[0]], maps, rtol=2e-3, atol=2e-3 * maps.std().item())
+    stamp = path.stat().st_mtime_ns
+    train("again", config)
+    assert path.stat().st_mtime_ns == stamp
+    train("other", replace(config, train_stride=other))
+    assert FeatureBank(path).shape[2] == 64 // other
 
 
 @pytest.mark.parametrize(

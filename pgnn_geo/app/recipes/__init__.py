@@ -1,8 +1,7 @@
 """Recipes: values of all options of ``run`` that were measured together, as YAML files."""
 
 import argparse
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +30,12 @@ def recipe_file(args: Sequence[str]) -> Path:
     return path
 
 
-def recipe_defaults(path: Path, command: Callable[..., Any]) -> dict[str, Any]:
-    """Return the values of a recipe for those options of a command that it shares with ``run``.
+def recipe_defaults(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Return the values of a recipe for those options that a command shares with ``run``.
 
     Args:
         path (Path): See :func:`recipe_file`.
-        command (callable): The command; its arguments are the options.
+        names (sequence of str): The names of the command's options.
 
     Returns:
         Values by the dotted names of options.
@@ -50,10 +49,7 @@ def recipe_defaults(path: Path, command: Callable[..., Any]) -> dict[str, Any]:
             raise ValueError("want names of options and their values")
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"The recipe {path} cannot be read: {error}") from error
-    shared = {
-        name: values[name] for name in inspect.signature(command).parameters if name in values
-    }
-    return dict(_dotted(shared))
+    return dict(_dotted({name: values[name] for name in names if name in values}))
 
 
 def _dotted(values: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:

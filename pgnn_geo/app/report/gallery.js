@@ -12,14 +12,14 @@ const score = (value) => (value === undefined ? "–" : (value / 10).toFixed(1))
 // A picture of a photo: "photo", a layer such as "pgnn", or one of its maps, "pgnn/3".
 function source(gallery, index, layer) {
   const start = `${gallery.folder}/${index}`;
-  return layer === "photo" ? `${start}.webp` : `${start}-${layer.replace("/", "-")}.png`;
+  return layer === "photo" ? `${start}.jpg` : `${start}-${layer.replace("/", "-")}.png`;
 }
 
 function layerName(gallery, layer) {
   if (layer === "photo") return "photo";
   const [key, label] = layer.split("/");
   const { title } = gallery.layers.find((each) => each.key === key);
-  return label ? `map of ${className(gallery, label)}, ${title}` : title;
+  return label ? `${title.replace(", labels", "")}, map of ${className(gallery, label)}` : title;
 }
 
 function layersOf(gallery, photo) {
@@ -82,11 +82,12 @@ function options(select, entries, chosen) {
 function gallerySet() {
   state.set = Number(field("set").value || 0);
   const gallery = galleries[state.set];
-  const predicted = gallery.layers.filter((layer) => layer.key !== "truth");
+  const labels = gallery.layers.filter((layer) => layer.labels);
+  const predicted = labels.filter((layer) => layer.key !== "truth");
   const classes = gallery.classes.map((name, index) => [index + 1, name])
     .filter(([label]) => gallery.photos.some((photo) => photo.labels.includes(label)));
   options(field("class"), [["", "all classes"], ...classes], field("class").value);
-  options(field("layer"), [["photo", "photo"], ...gallery.layers.map((layer) => [layer.key, layer.title])],
+  options(field("layer"), [["photo", "photo"], ...labels.map((layer) => [layer.key, layer.title])],
     field("layer").value || predicted.at(-1).key);
   const orders = [];
   for (const { key, title } of predicted) {

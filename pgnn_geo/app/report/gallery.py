@@ -4,7 +4,7 @@ import csv
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pgnn_geo.app.added_tags import with_added_tags
-from pgnn_geo.app.labelling import EXPLAINED, MAPS
+from pgnn_geo.app.labelling import CAM, EXPLAINED, MAPS
 from pgnn_geo.app.report.runs import RESULTS, Run
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
@@ -34,11 +34,12 @@ _HEAT = [(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)
 
 
 class Layer(NamedTuple):
-    """Label images of the photos of a gallery."""
+    """Label images of the photos of a gallery, maps, or both."""
 
     key: str  #: in :obj:`RESULTS`, or "truth"
     title: str
-    folder: Path | None  #: None: the masks of the data set
+    labels: Path | None  #: the folder of the label images
+    maps: Path | None  #: the file of the maps
 
 
 class Gallery(NamedTuple):
@@ -77,9 +78,14 @@ def galleries(run: Run) -> tuple[list[Gallery], list[str]]:
         except (InputError, TypeError, KeyError) as error:
             notes.append(f"{run.name}: its photos cannot be shown: {error}")
             continue
-        layers = [Layer(key, RESULTS[key].title, run.folder / RESULTS[key].labels) for key in keys]
+        folders = {key: run.folder / RESULTS[key].labels for key in keys}
+        layers = [
+            Layer(key, RESULTS[key].title, path, path / MAPS) for key, path in folders.items()
+        ]
+        if "cam" not in folders and "pgnn" in folders and (folders["pgnn"] / CAM).is_file():
+            layers.insert(0, Layer("cam", "CAM", None, folders["pgnn"] / CAM))
         if truth is not None:
-            layers.append(Layer("truth", "truth", None))
+            layers.append(Layer("truth", "truth", None, None))
         found.append(Gallery(run.metrics[split] or "photos", photos, truth, layers))
     return found, notes
 
@@ -105,13 +111,20 @@ def write_gallery(
     count = len(gallery.photos)
     with ThreadPoolExecutor() as pool:
         done = list(progress(pool.map(work, range(count)), "pictures", count))
-    keys = [layer.key for layer in gallery.layers if layer.key != "truth"]
+    keys = [layer.key for layer in gallery.layers if layer.labels is not None]
     intervals = {
         key: _interval([counts[key] for _, counts in done if key in counts]) for key in keys
     }
     entry = {
         "title": gallery.title,
-        "layers": [{"key": layer.key, "title": layer.title} for layer in gallery.layers],
+        "layers": [
+            {
+                "key": layer.key,
+                "title": layer.title,
+                "labels": layer.labels is not None or layer.key == "truth",
+            }
+            for layer in gallery.layers
+        ],
         "photos": [photo for photo, _ in done],
     }
     return entry, intervals
@@ -119,7 +132,7 @@ def write_gallery(
 
 def explained_script(gallery: Gallery) -> str | None:
     """Return the edges of the sample that lies beside the label images, as JSON."""
-    files = [layer.folder / EXPLAINED for layer in gallery.layers if layer.folder is not None]
+    files = [layer.labels / EXPLAINED for layer in gallery.layers if layer.labels is not None]
     return next((path.read_text() for path in files if path.is_file()), None)
 
 
@@ -135,7 +148,7 @@ def _photo(
     photos, classes = gallery.photos, gallery.photos.classes
     name = photos.image_ids[index]
     small = photos.thumbnail(index, SIDE)
-    small.save(folder / f"{index}.webp", quality=70, method=2)
+    small.save(folder / f"{index}.jpg", quality=75)  # a twelfth of the time that WebP takes
     tags = [] if photos.tags is None else photos.tags[index].nonzero()[:, 0].tolist()
     true = None
     if gallery.truth is not None and name in truth:
@@ -147,17 +160,17 @@ def _photo(
     there = [] if true is None else ["truth"]
     mapped: dict[str, list[int]] = {}
     for layer in gallery.layers:
-        if layer.folder is None or not (path := layer.folder / f"{name}.png").is_file():
-            continue
-        mask = load_mask(path, photos.max_pixels)
-        _save_labels(folder / f"{index}-{layer.key}.png", mask, small.size)
-        there.append(layer.key)
         if (own := maps[layer.key]) is not None:
             mapped[layer.key] = [label + 1 for label in own.tags[index].nonzero()[:, 0].tolist()]
             shown |= set(mapped[layer.key])
             values = own.rows[own.starts[index] : own.starts[index + 1]]
             for label, value in zip(mapped[layer.key], values, strict=True):
                 _save_map(folder / f"{index}-{layer.key}-{label}.png", value)
+        if layer.labels is None or not (path := layer.labels / f"{name}.png").is_file():
+            continue
+        mask = load_mask(path, photos.max_pixels)
+        _save_labels(folder / f"{index}-{layer.key}.png", mask, small.size)
+        there.append(layer.key)
         if true is not None:
             matrix = ConfusionMatrix(len(classes), classes)
             matrix.update(mask, true, name)
@@ -189,27 +202,37 @@ def _photo(
 def _save_labels(path: Path, mask: Tensor, size: tuple[int, int]) -> None:
     """Write labels at the size of the small photo; background is transparent."""
     image = Image.fromarray(mask.numpy()).resize(size, Image.Resampling.NEAREST)
-    palette = voc_palette()
-    palette[255] = 255
-    image.putpalette(palette.tobytes())
+    image.putpalette(_label_colours())
     image.save(path, transparency=bytes([0, *[165] * 254, 110]), optimize=False)
 
 
 def _save_map(path: Path, values: NDArray[np.uint8]) -> None:
     """Write a map in colours; what is low is transparent."""
     image = Image.fromarray(values)
-    steps = np.linspace(0, 255, len(_HEAT))
-    channels = [np.interp(np.arange(256), steps, channel) for channel in np.transpose(_HEAT)]
-    image.putpalette(np.stack(channels, axis=1).round().astype(np.uint8).tobytes())
+    image.putpalette(_map_colours())
     image.save(path, transparency=bytes(range(40, 40 + 180)) + bytes([220] * 76))
 
 
+@cache
+def _label_colours() -> bytes:
+    palette = voc_palette()
+    palette[255] = 255
+    return palette.tobytes()
+
+
+@cache
+def _map_colours() -> bytes:
+    steps = np.linspace(0, 255, len(_HEAT))
+    channels = [np.interp(np.arange(256), steps, channel) for channel in np.transpose(_HEAT)]
+    return np.stack(channels, axis=1).round().astype(np.uint8).tobytes()
+
+
 def _maps(layer: Layer, photos: TaggedDataset) -> _Maps | None:
-    """Maps that lie beside a layer's label images, if they were kept."""
-    if layer.folder is None or photos.tags is None or not (layer.folder / MAPS).is_file():
+    """The maps of a layer, if they were kept."""
+    if layer.maps is None or photos.tags is None or not layer.maps.is_file():
         return None
-    rows = np.load(layer.folder / MAPS, mmap_mode="r", allow_pickle=False)
-    tags = with_added_tags(photos, layer.folder).tags
+    rows = np.load(layer.maps, mmap_mode="r", allow_pickle=False)
+    tags = with_added_tags(photos, layer.maps.parent).tags
     assert tags is not None  # as those of the photos are not
     starts = np.concatenate([[0], tags.bool().sum(dim=1).cumsum(0).numpy()])
     return _Maps(rows, starts, tags) if len(rows) == starts[-1] else None
@@ -217,7 +240,7 @@ def _maps(layer: Layer, photos: TaggedDataset) -> _Maps | None:
 
 def _confidences(layer: Layer) -> dict[tuple[str, str], float]:
     """How sure labels are, by photo and class, from :obj:`review.csv` if it lies beside them."""
-    if layer.folder is None or not (path := layer.folder / "review.csv").is_file():
+    if layer.labels is None or not (path := layer.labels / "review.csv").is_file():
         return {}
     try:
         with open(path, newline="", encoding="utf-8") as handle:

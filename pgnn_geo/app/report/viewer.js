@@ -58,21 +58,20 @@ function drawWipe() {
   part("edge").style.left = `${place}%`;
 }
 
+// A row for each class and result: few columns, for narrow screens.
 function drawScores(gallery, photo) {
   const keys = gallery.layers.map((layer) => layer.key).filter((key) => photo.iou[key] || photo.sure[key]);
-  const heads = keys.flatMap((key) => [
-    photo.iou[key] ? `IoU, ${layerName(gallery, key)}` : null,
-    photo.sure[key] ? `confidence, ${layerName(gallery, key)}` : null].filter(Boolean));
-  const rows = photo.labels.map((label) => make("tr", {},
-    make("td", {}, make("span", { class: "key", style: `background:${colour(label)}` }), className(gallery, label)),
-    ...keys.flatMap((key) => [
-      photo.iou[key] ? score(photo.iou[key][label]) : null,
-      photo.sure[key] ? score(photo.sure[key][label]) : null].filter((text) => text !== null)
-      .map((text) => make("td", { class: "number" }, text)))));
+  const measures = [["IoU", "iou"], ["confidence", "sure"]].filter(([, name]) => keys.some((key) => photo[name][key]));
+  const rows = photo.labels.flatMap((label) => keys.map((key, index) => make("tr", {},
+    index ? null : make("th", { rowspan: keys.length, scope: "rowgroup" },
+      make("span", { class: "key", style: `background:${colour(label)}` }), className(gallery, label)),
+    make("td", {}, layerName(gallery, key)),
+    ...measures.map(([, name]) => make("td", { class: "number" }, score((photo[name][key] || {})[label]))))));
   part("photo-scores").replaceChildren(
-    make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "class"),
-      ...heads.map((head) => make("th", { class: "number", scope: "col" }, head)))),
+    make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "class"), make("th", { scope: "col" }, "result"),
+      ...measures.map(([title]) => make("th", { class: "number", scope: "col" }, title)))),
     make("tbody", {}, ...rows));
+  part("photo-scores").hidden = !rows.length;
 }
 
 // The photo before or after, in the order of the gallery.

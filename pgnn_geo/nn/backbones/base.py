@@ -153,8 +153,13 @@ class Backbone(nn.Module):
     def _set_output_stride(self, output_stride: int) -> None:
         raise NotImplementedError
 
-    def freeze(self, stages: int) -> "Backbone":
-        """Stop gradients in the first :obj:`stages` stages (0 to :obj:`len(self.stages)`)."""
+    def freeze(self, stages: int | None) -> "Backbone":
+        """Stop gradients in the first :obj:`stages` stages; in all of them with :obj:`None`.
+
+        Raises:
+            InputError: If there are not so many.
+        """
+        stages = len(self.stages) if stages is None else stages
         if not 0 <= stages <= len(self.stages):
             raise InputError(
                 f"'freeze_stages' of this backbone must lie in 0..{len(self.stages)}, got {stages}."

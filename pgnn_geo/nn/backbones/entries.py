@@ -143,7 +143,7 @@ def build_backbone(
     name: BackboneName = "vgg16",
     weights: str | None = "DEFAULT",
     output_stride: int | None = 16,
-    freeze_stages: int = 0,
+    freeze_stages: int | None = 0,
 ) -> Backbone:
     """Build a trunk.
 
@@ -154,7 +154,8 @@ def build_backbone(
         output_stride (int, optional): Stride of the feature map, one of
             :attr:`~pgnn_geo.nn.Backbone.strides`; the largest of them if not given.
             (default: :obj:`16`)
-        freeze_stages (int): Number of leading stages that are not trained. (default: :obj:`0`)
+        freeze_stages (int, optional): Number of leading stages that are not trained; :obj:`None`
+            for all of them. (default: :obj:`0`)
 
     Raises:
         InputError: If an argument is unknown, or the weights are neither there nor downloadable or

@@ -272,6 +272,7 @@ def test_each_format_is_one_entry() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # by the clock: others may run
 @pytest.mark.parametrize("name", ["coco", "csv", "folders"])
 def test_ten_thousand_files_in_under_a_minute(
     tmp_path: Path, write_photo: Callable[..., None], name: str

@@ -311,6 +311,7 @@ def test_what_cannot_be_exported(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # by the clock: others may run
 @pytest.mark.parametrize("name", list(EXPORTS))
 def test_ten_thousand_photos_in_under_a_minute(tmp_path: Path, name: str) -> None:
     """Masks of smooth parts as the labels of photos have them; their decoding is in the time."""
