@@ -140,7 +140,8 @@ def main() -> None:
         matrix = ConfusionMatrix(len(measured.classes), measured.classes)
         for i, own in enumerate(maps.maps.split(shown[:count].sum(dim=1).tolist())):
             labels = shown[i].nonzero()[:, 0] + 1
-            mask = seed_labels(own, tuple(truth[i].shape), labels, score)
+            size = truth[i].shape[0], truth[i].shape[1]
+            mask = seed_labels(own, size, labels, score)
             matrix.update(mask[::EVERY, ::EVERY], truth[i][::EVERY, ::EVERY])
         found = matrix.compute().to_dict()
         row = {name: 100 * found[name] for name in MEASURES}
