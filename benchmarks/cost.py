@@ -143,6 +143,8 @@ def counts(
             model = fit_evidence(bank, photos.tags, EVIDENCE)
         peaks["evidence"], own.peak = own.peak, 0
         with own.watch(), timed("labels"):
+            cam = model.maps(bank, photos.tags, "evidence").maps
+            save_maps(out / "labels" / "cam.npy", [cam])
             rows = model.maps(bank, photos.tags).maps
             maps = list(rows.split(photos.tags.bool().sum(dim=1).tolist()))
             for index, mask in enumerate(label_images(photos, maps, labels)):
@@ -152,7 +154,7 @@ def counts(
     disk = {
         "features": bank.path.stat().st_size,
         "evidence": 0,
-        "labels": (out / "labels" / "maps.npy").stat().st_size,
+        "labels": sum(path.stat().st_size for path in (out / "labels").glob("*.npy")),
     }
     taken = "processor_seconds" if clock is processor_seconds else "seconds"
     stages = json.loads((out / "cost.json").read_text())

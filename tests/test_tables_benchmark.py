@@ -52,7 +52,7 @@ def test_labels_and_networks_are_made_once_and_put_into_a_page(
     command += ["--name", "drawn", "--paste", str(page)]
     tables(*command, "--tables", "1")
     first = times(out)
-    assert len(first) == 4  # two runs, a trained model, and labels that are not refined
+    assert len(first) == 5  # two runs and their models, and labels that are not refined
     printed = " ".join(capsys.readouterr().out.split())
     assert printed.index("all: about") < printed.index("label ")
     tables(*command, "--tables", "1", "2")

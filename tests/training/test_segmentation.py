@@ -222,7 +222,7 @@ def test_recipes():
     assert deeplab == SegmentationTrainingConfig()
     # VOC's photos at half to one and a half times their size, in crops of 321.
     assert deeplab.transform == TrainTransform(321, scale=(250 / 321, 750 / 321))
-    assert deeplab.num_epochs(10_582) == 19 and short.num_epochs(10_582) == 7
+    assert deeplab.num_epochs(10_582) == 19 and short.num_epochs(10_582) == 10
     assert short.changed(steps=110).num_epochs(437) == 2
     assert deeplab.changed(epochs=3, lr=1.0) == replace(deeplab, epochs=3, steps=None, lr=1.0)
     assert deeplab.changed(steps=1).num_epochs(10_582) == 1
