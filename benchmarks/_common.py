@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import os
@@ -20,6 +19,7 @@ import torch
 import torch_geometric
 from torch import Tensor
 
+from pgnn_geo.app.memory import keep_freed_memory
 from pgnn_geo.io.files import atomic_write
 
 
@@ -171,20 +171,6 @@ def free_bytes(device: str | torch.device = "cpu") -> int:
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def keep_freed_memory() -> bool:
-    """Tells glibc to reuse freed memory, as torch does on GPUs; whether it could be told.
-
-    By default large blocks go back to the system and the next ones cost page faults, up to six
-    times a copy: a price that whoever makes large tensors pays, but not evenly.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # not glibc
-        return False
-    trim_threshold, mmap_max = -1, -4
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
 
 
 def machine(device: str | torch.device) -> dict[str, Any]:

@@ -11,9 +11,10 @@ def keep_freed_memory() -> bool:
     """Let the C library keep freed arrays of up to 1 GiB for those to come.
 
     By default glibc gives arrays of 32 MiB and more back to the system, which fills every page of
-    the next one with zeros: an eighth of the time in which a VGG-16 computes features. It concerns
-    the whole process, so the command line calls it, and importing the package does not. With
-    another C library nothing happens.
+    the next one with zeros: 15 % of the time in which a VGG-16 computes features
+    (``benchmarks/winograd.py`` with and without ``--keep-memory``). It concerns the whole process,
+    so the command line calls it, and importing the package does not. With another C library nothing
+    happens.
 
     Returns:
         Whether it was done.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import Features
+from pgnn_geo.labels.position_classifier import position_maps
 from pgnn_geo.labels.propagation import own_blocks, photo_graphs
 from pgnn_geo.nn import CongenericPropagation
 from pgnn_geo.nn.propagation import centered_unit
@@ -86,13 +87,13 @@ def photo_scores(
         Scores :obj:`[M, K]`, on the CPU.
     """
     count = len(classifier) - 1
-    tags = torch.zeros(len(features), count, dtype=torch.bool)  # which are not looked at
+    every = torch.ones(len(features), count, dtype=torch.bool)
     parts = [torch.empty(0, count)]
     for block in own_blocks(features, ranks):
-        for graphs in photo_graphs(features, tags, grid, device, block):
+        for graphs in photo_graphs(features, every, grid, device, block):
             unit = centered_unit(graphs.x, layer.mean)
-            seen = torch.addmm(classifier[:, -1], unit, classifier[:, :-1].t()).softmax(dim=1)
-            seen = layer(seen[:, 1:], graphs.x, batch=graphs.batch.batch)
+            seen = position_maps(classifier, unit, graphs.tags)
+            seen = layer(seen, graphs.x, batch=graphs.batch.batch)
             seen = seen.unflatten(0, (len(graphs.photos), -1))  # [b, n, K]
             most = max(1, round(_SHOWN * seen.size(1)))
             parts.append(seen.topk(most, dim=1).values.mean(dim=1).cpu())

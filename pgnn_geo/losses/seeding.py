@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.masks import IGNORE
+from pgnn_geo.losses.reduction import divisor
 
 
 class SeedingLoss(nn.Module):
@@ -91,9 +92,7 @@ class SeedingLoss(nn.Module):
         scores = scores if scores.dtype == torch.float64 else scores.float()
         logits = torch.cat([scores.new_zeros(scores[:, :1].shape), scores], dim=1)
         total = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum")
-        count = (label != IGNORE).sum()
-        count = count.clamp(min=1) if self.average is None else self.average(count).clamp(min=1e-6)
-        return total / count
+        return total / divisor((label != IGNORE).sum(), self.average)
 
     def extra_repr(self) -> str:
         """The thresholds."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
+from pgnn_geo.losses.reduction import divisor
 
 MODES = ("stable", "paper", "erase")
 THRESHOLDS = ("soft", "hard")
@@ -277,9 +278,7 @@ class SoftComplementaryLoss(nn.Module):
         return destroy, preserve
 
     def _mean_over(self, value: Tensor, where: Tensor) -> Tensor:
-        count = where.sum()
-        count = count.clamp(min=1) if self.average is None else self.average(count).clamp(min=1e-6)
-        return (value * where).sum() / count
+        return (value * where).sum() / divisor(where.sum(), self.average)
 
     def extra_repr(self) -> str:
         """The mode, the threshold and the weights."""

@@ -113,7 +113,7 @@ class WinogradConv2d(nn.Conv2d):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._kept: tuple[tuple[int, int], Tensor] | None = None
+        self._kept: tuple[Tensor, int, Tensor] | None = None
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> "WinogradConv2d":
@@ -160,10 +160,13 @@ class WinogradConv2d(nn.Conv2d):
 
     def _transformed_weight(self) -> Tensor:
         weight = self.weight.detach()
-        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        if self._kept is None or self._kept[0] != state:
-            self._kept = state, transform_weight(weight)
-        return self._kept[1]
+        if weight.is_inference():  # nobody counts its changes
+            return transform_weight(weight)
+        kept = self._kept
+        # The weight of then is held, so that no other can have come to its address.
+        if kept is None or kept[0].data_ptr() != weight.data_ptr() or kept[1] != weight._version:
+            kept = self._kept = weight, weight._version, transform_weight(weight)
+        return kept[2]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made again, from copies and pickles."""

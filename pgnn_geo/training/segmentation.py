@@ -212,19 +212,19 @@ def train_segmentation(
     check_devices(config.devices)
     network.freeze(config.freeze_stages)
     network.to(memory_format=_memory_format(config.precision))
-    if config.augment == "window":
-        if not isinstance(network, DeepLabV2):
-            raise InputError(
-                f"augment='window': {type(network).__name__} has no frozen stages; want "
-                "augment='crop'"
-            )
-        folder = stem_folder or out / "stems"
-        options = config.size, config.precision, progress, ranks
-        with network.at_output_stride(config.train_stride):  # the last stage may be frozen too
-            data.stems = padded_stems(network.backbone, data.dataset, folder, *options)
     module = SegmentationModule(network, config)
     epochs = config.num_epochs(len(data.dataset), ranks.size)
     with network.at_output_stride(config.train_stride):
+        if config.augment == "window":
+            if not isinstance(network, DeepLabV2):
+                raise InputError(
+                    f"augment='window': {type(network).__name__} has no frozen stages; want "
+                    "augment='crop'"
+                )
+            folder, options = stem_folder or out / "stems", (config.size, config.precision)
+            data.stems = padded_stems(
+                network.backbone, data.dataset, folder, *options, progress, ranks
+            )
         fit(
             module,
             data,

@@ -101,3 +101,15 @@ def test_shapes_that_disagree(part):
     with pytest.raises(InputError, match=r"want \[B, K, h, w\]"):
         SeedingLoss()(*arguments)
     assert str(SeedingLoss(0.6, 0.2)) == "SeedingLoss(foreground=0.6, background=0.2)"
+
+
+def test_parts_of_a_batch_with_one_count_have_the_loss_of_the_whole_in_the_mean():
+    torch.manual_seed(0)
+    scores, reference = torch.randn(4, 3, 5, 6), torch.rand(4, 3, 5, 6)
+    tags = torch.tensor([[1.0, 0, 0], [0, 1, 1], [0, 0, 0], [1, 1, 1]])
+    whole, halves = SeedingLoss(), (slice(0, 1), slice(1, 4))
+    counts = [(whole.labels(reference[h], tags[h]) != 255).sum() for h in halves]
+    assert counts[0] != counts[1]
+    own = SeedingLoss(average=lambda count: sum(counts) / 2)
+    losses = [own(scores[h], reference[h], tags[h]) for h in halves]
+    torch.testing.assert_close(sum(losses) / 2, whole(scores, reference, tags))

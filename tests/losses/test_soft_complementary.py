@@ -329,3 +329,18 @@ def test_input_errors():
         SoftComplementaryLoss()(**{**arguments, "classify": lambda x: x})
     with pytest.raises(InputError, match="cannot mask"):
         SoftComplementaryLoss()(**{**arguments, "features": torch.rand(3, 5, 6, 4)})
+
+
+def test_parts_of_a_batch_with_one_count_have_the_terms_of_the_whole_in_the_mean():
+    torch.manual_seed(0)
+    maps, logits, features = torch.rand(4, 3, 5, 6), torch.randn(4, 3), torch.rand(4, 2, 5, 6)
+    tags = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 1, 0], [1, 1, 1]])
+    classify, halves = MeanClassifier(torch.randn(3, 2)), (slice(0, 2), slice(2, 4))
+    own = SoftComplementaryLoss(average=lambda count: tags.sum() / 2)
+    parts = [
+        own(maps[h], logits[h], tags[h], features=features[h], classify=classify) for h in halves
+    ]
+    whole = SoftComplementaryLoss()(maps, logits, tags, features=features, classify=classify)
+    for name, wanted in whole._asdict().items():
+        mean = sum(getattr(part, name) for part in parts) / 2
+        torch.testing.assert_close(mean, wanted, msg=name)

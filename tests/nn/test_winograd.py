@@ -113,7 +113,18 @@ def test_changed_weights_are_noticed():
         first = fast(x)
         fast.weight.mul_(2)
         assert_close(fast(x) - fast.bias.view(-1, 1, 1), 2 * (first - fast.bias.view(-1, 1, 1)))
-        fast.weight = nn.Parameter(torch.zeros_like(fast.weight))
+        for value in (1.0, 2.0, 0.0):  # memory of a weight that is gone may serve the next but one
+            fast.weight = None
+            fast.weight = nn.Parameter(torch.full((256, 128, 3, 3), value))
+            wanted = nn.functional.conv2d(x, fast.weight, fast.bias, padding=1)
+            assert_close(fast(x), wanted, rtol=1e-3, atol=1e-2)
+
+
+def test_changes_of_inference_tensors_are_noticed():
+    with torch.inference_mode():
+        fast, x = WinogradConv2d.of(wide()), torch.randn(1, 128, 16, 16)
+        fast(x)
+        fast.weight.zero_()
         assert fast(x).equal(fast.bias.view(-1, 1, 1).expand(1, 256, 16, 16))
 
 
