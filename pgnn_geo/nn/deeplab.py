@@ -93,7 +93,8 @@ class DilatedHead(nn.Module):
 def compared_features(levels: Sequence[Tensor]) -> Tensor:
     """Return what positions are compared by, :math:`(B, C, h, w)`: levels of unit length, joined.
 
-    Their cosine is the mean of those of the levels.
+    They are centered on their mean over the photo: of many backbones the features of all positions
+    have most in common, and what tells one from the other is the rest.
 
     Args:
         levels (sequence of torch.Tensor): Outputs of stages; each is brought to the size of the
@@ -104,7 +105,8 @@ def compared_features(levels: Sequence[Tensor]) -> Tensor:
         level if level.shape[-2:] == size else F.adaptive_avg_pool2d(level, size)
         for level in levels
     ]
-    return torch.cat([F.normalize(level.float(), dim=1) for level in same], dim=1)
+    joined = torch.cat([F.normalize(level.float(), dim=1) for level in same], dim=1)
+    return joined - joined.mean(dim=(2, 3), keepdim=True)
 
 
 class DeepLabV2(SegmentationNetwork):
@@ -113,18 +115,16 @@ class DeepLabV2(SegmentationNetwork):
     Batch norms of a pretrained backbone are frozen, statistics and weights. On a VGG each branch of
     the head has the two hidden layers of the classifier (DeepLab-ASPP-L), on ResNet none.
 
-    With :obj:`propagation` the probabilities :math:`\mathbf{s}_{\beta}` of the head travel along the
-    weighted edges of the photo's graph once more, when the network is evaluated, as class evidence
-    does in stage 1:
+    With :obj:`propagation` the label probabilities travel along the weighted edges of the photo's
+    graph when the network is evaluated, as class evidence does in stage 1:
 
     .. math::
-        \mathbf{z}^{\prime}_{\alpha} = \log \sum_{\beta} E_{\alpha\beta} \, \mathbf{s}_{\beta},
-        \qquad E_{\alpha\beta} \propto \mathrm{ReLU}(\cos(\mathbf{f}_{\alpha},
-        \mathbf{f}_{\beta}))^p
+        \mathbf{z}^{\prime}_{\alpha} = \log \sum_{\beta} E_{\alpha\beta}
+        \operatorname{softmax}(\mathbf{z}_{\beta}), \qquad E_{\alpha\beta} \propto
+        \mathrm{ReLU}(\cos(\mathbf{f}_{\alpha}, \mathbf{f}_{\beta}))^p
 
     The nodes are all positions, :math:`\mathbf{f}` the outputs of the last two stages there, each
-    of unit length. Training sees the logits of the head, :math:`\mathbf{s} =
-    \operatorname{softmax}(\mathbf{z})`.
+    of unit length, and centered on the photo's mean. Training sees the head's :math:`\mathbf{z}`.
 
     Args:
         backbone (str): See :func:`~pgnn_geo.nn.backbones.build_backbone`.

@@ -137,7 +137,7 @@ RECIPES: dict[RecipeName, SegmentationTrainingConfig] = {
     "short": SegmentationTrainingConfig(
         head="largefov",
         normalize=True,
-        propagation=2.0,
+        propagation=1.0,
         freeze_stages=None,
         epochs=10,
         steps=None,

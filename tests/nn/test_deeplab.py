@@ -187,8 +187,11 @@ def test_probabilities_travel_along_similar_features_when_evaluated(backbone):
         for logits, start, image in zip(network(images), own, images, strict=True):
             before, last = plain.backbone.last_two(image[None])
             levels = F.interpolate(before, last.shape[-2:], mode="area"), last
-            first, last = (F.normalize(each[0].flatten(1).double(), dim=0) for each in levels)
-            edges = ((first.T @ first + last.T @ last) / 2).clamp(min=0) ** 2
+            units = [each[0] / each[0].norm(dim=0) for each in levels]
+            nodes = torch.cat(units).flatten(1).T.double()
+            nodes -= nodes.mean(0)
+            nodes /= nodes.norm(dim=1, keepdim=True)
+            edges = (nodes @ nodes.T).clamp(min=0) ** 2
             expected = edges / edges.sum(1, keepdim=True) @ start.flatten(1).double().T
             assert torch.allclose(
                 logits.exp().flatten(1).T.double(), expected.clamp(min=1e-7), atol=1e-5
