@@ -154,8 +154,9 @@ def average_precision(
         from torchmetrics.detection import MeanAveragePrecision
 
         # Not summed over processes: who asks has all boxes.
-        options = {"class_metrics": True, "sync_on_compute": False}
-        metric = MeanAveragePrecision(iou_thresholds=[iou], **options)
+        metric = MeanAveragePrecision(
+            iou_thresholds=[iou], class_metrics=True, sync_on_compute=False
+        )
     except ImportError as error:
         raise InputError(
             f"Average precision needs torchmetrics and pycocotools ({error}): "

@@ -77,7 +77,7 @@ class BoxViewDataset(Dataset[Any]):
         if limit is not None and len(boxes) > limit:
             boxes = boxes[torch.randperm(len(boxes))[:limit]]
         height, width = self.sizes[index].tolist()
-        item = {
+        item: dict[str, Any] = {
             "stem": self.banks[view][index],
             "boxes": boxes_to_view(boxes.float(), (0, 0, width, height), (side, side), view.flip),
             "side": side,
@@ -123,8 +123,10 @@ class BoxViewData(LightningDataModule):
         for rows in torch.tensor(list(sampler)).split(self.batch_size):
             side = int(random.choice(self.photos.sides))
             seeds = random.integers(2**63, size=len(rows)).tolist()
-            batch = [((row, side), seed) for row, seed in zip(rows.tolist(), seeds, strict=True)]
-            keys.append(ranks.share(batch) or [((int(rows[0]), side, 0), 0)])
+            batch: list[tuple[tuple[int, ...], int]] = [
+                ((row, side), seed) for row, seed in zip(rows.tolist(), seeds, strict=True)
+            ]
+            keys.append([*ranks.share(batch)] or [((int(rows[0]), side, 0), 0)])
         return DataLoader(
             SeededItems(self.photos),
             batch_sampler=keys,  # a list of batches is one
