@@ -17,7 +17,7 @@ from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.views import Progress, no_progress
-from pgnn_geo.io.files import atomic_write, write_json
+from pgnn_geo.io.files import atomic_write, parse_json, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.ranks import ALONE, Ranks
 
@@ -210,7 +210,7 @@ def _read(path: Path) -> bytes:
 
 def _entries(content: bytes, path: Path) -> list[Any]:
     try:
-        entries = json.loads(content)
+        entries = parse_json(content)
     except ValueError as error:
         raise InputError(f"boxes '{path}' are not JSON: {error}") from error
     if isinstance(entries, dict) and "annotations" in entries:
@@ -230,7 +230,7 @@ def _read_record(path: Path, content: bytes) -> dict[str, Any] | None:
     if not place.is_file():
         return None
     try:
-        record: dict[str, Any] = json.loads(_read(place))
+        record: dict[str, Any] = parse_json(_read(place))
         current = record["sha256"] == hashlib.sha256(content).hexdigest()
         return record if current and record["version"] == _VERSION else None
     except (ValueError, KeyError, TypeError) as error:
