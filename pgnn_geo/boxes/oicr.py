@@ -57,11 +57,12 @@ def oicr_centres(proposals: Tensor, scores: Tensor, tags: Tensor) -> ImageBoxes:
         scores (torch.Tensor): Their class scores :obj:`[r, K]`.
         tags (torch.Tensor): Multi-hot tags :obj:`[K]`.
     """
-    left = scores.detach().float().clone()
-    left[:, ~tags.bool()] = -1
+    # On the CPU: a GPU would be waited for once for each class.
+    left, tagged = scores.detach().float().cpu().clone(), tags.bool().cpu()
+    left[:, ~tagged] = -1
     rows: list[int] = []
     columns: list[int] = []
-    for _ in range(min(int(tags.bool().sum()), len(proposals))):
+    for _ in range(min(int(tagged.sum()), len(proposals))):
         row, column = divmod(int(left.argmax()), left.size(1))
         rows.append(row)
         columns.append(column)
