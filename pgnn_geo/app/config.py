@@ -175,6 +175,7 @@ class SegmentationNetworkConfig(BackboneChoice):
             head=train.head,
             freeze_stages=train.freeze_stages,
             normalize=train.normalize,
+            propagation=train.propagation,
             **options,
         )
 
