@@ -1,6 +1,6 @@
 """From a trained detector to the boxes of every photo of a data set."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,6 @@ class DetectionConfig:
         return [View(size, flip) for size in sizes for flip in (False, True)[: 1 + self.flip]]
 
 
-@torch.no_grad()
 def detect_boxes(
     detector: WeakDetector,
     dataset: TaggedDataset,
@@ -80,7 +79,9 @@ def detect_boxes(
     progress: Progress = no_progress,
     ranks: Ranks = ALONE,
 ) -> Iterator[tuple[str, ImageBoxes]]:
-    """Yield image id and boxes of every photo in order, in pixels of the photo.
+    """Return an iterator of image id and boxes of every photo in order, in pixels of the photo.
+
+    The frozen stages are run at once, the rest as boxes are asked for.
 
     Args:
         detector (WeakDetector): The network, in evaluation mode.
@@ -93,7 +94,7 @@ def detect_boxes(
         stem_folder (Path, optional): Where outputs of frozen stages are kept for reuse; computed
             afresh if not given.
         progress (callable, optional): Progress display.
-        ranks (Ranks): The processes that share the photos; each yields its own.
+        ranks (Ranks): The processes that share the photos; each is given its own.
             (default: this one alone)
 
     Raises:
@@ -116,7 +117,22 @@ def detect_boxes(
             )
         streams.append(stem_batches(backbone, dataset, view, bank, 1, config.precision, first))
     shown = progress(zip(photos, *streams, strict=False), "detect", len(photos))
-    for index, *stems in shown:
+    return _detections(detector, dataset, proposals, config, use_tags, adjuster, shown)
+
+
+@torch.no_grad()
+def _detections(
+    detector: WeakDetector,
+    dataset: TaggedDataset,
+    proposals: Sequence[Tensor],
+    config: DetectionConfig,
+    use_tags: bool,
+    adjuster: BoxAdjuster | None,
+    photos: Iterable[tuple[Any, ...]],
+) -> Iterator[tuple[str, ImageBoxes]]:
+    """Yield the boxes of photos: their number, and the frozen stages' output for each view."""
+    backbone, views = detector.backbone, config.views(detector)
+    for index, *stems in photos:
         height, width = dataset.photo_size(index)
         boxes = proposals[index][: config.max_proposals].float()
         tags = dataset.tags[index] if use_tags and dataset.tags is not None else None
