@@ -61,7 +61,9 @@ def check_aliases(path: str | os.PathLike[str]) -> None:
         InputError: If it has. What else is wrong with it its reader says.
     """
     try:
-        events = yaml.parse(Path(path).read_text(), Loader=yaml.SafeLoader)
+        # That of libyaml, where there is one: Python's takes long over what is nested deep.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        events = yaml.parse(Path(path).read_text(), Loader=loader)
         aliases = [event.anchor for event in events if isinstance(event, yaml.AliasEvent)]
     except (OSError, ValueError, yaml.YAMLError):
         return
