@@ -18,10 +18,11 @@ from PIL import Image
 import pgnn_geo
 from pgnn_geo.app.cli import main
 from pgnn_geo.app.labelling import label
+from pgnn_geo.boxes import AuxiliaryBoxes, BoxFile
 from pgnn_geo.boxes.model_file import load_detector
-from pgnn_geo.datasets import TaggedDataset, TaggedFolder, load_photo
+from pgnn_geo.datasets import Shapes, TaggedDataset, TaggedFolder, load_photo
 from pgnn_geo.errors import InputError
-from pgnn_geo.features import FeatureBank
+from pgnn_geo.features import FeatureBank, FrozenFeatureConfig
 from pgnn_geo.inference.predict import predict_folder
 from pgnn_geo.inference.segmenter import Segmenter
 from pgnn_geo.io.checkpoint import load_attention_model, save_attention_model
@@ -29,6 +30,8 @@ from pgnn_geo.io.export import read_coco, write_voc_submission
 from pgnn_geo.io.files import inside
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import load_mask, save_mask
+from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.labeller import BackboneSource, Labeller
 from pgnn_geo.nn import PGNN, DeepLabV2
 from pgnn_geo.nn.backbones import build_backbone
 from pgnn_geo.training.fitting import last_checkpoint
@@ -123,13 +126,14 @@ def test_a_program_in_an_array_is_not_run(tmp_path: Path) -> None:
     assert pickle.dumps(made)  # while a bank itself can be sent to a loader's process
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A part of a PNG."""
+    body = kind + data
+    return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+
 def png_of(width: int, height: int) -> bytes:
     """A PNG of 70 bytes that says it is large."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        body = kind + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + data
@@ -145,6 +149,26 @@ def test_a_small_file_of_many_pixels_is_not_decoded(tmp_path: Path) -> None:
     assert load_mask(path, 1200).shape == (30, 40)
     with pytest.raises(InputError, match="40 x 30 pixels, more than the bound of 1199"):
         load_mask(path, 1199)
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"zTXt", b"iTXt"])
+def test_a_small_file_of_much_text_is_not_unpacked(kind: bytes, tmp_path: Path) -> None:
+    save_mask(tmp_path / "mask.png", np.zeros((30, 40), dtype=np.uint8))
+    data = (tmp_path / "mask.png").read_bytes()
+    text = b"x\0" + (b"\1\0\0\0" if kind == b"iTXt" else b"\0") + zlib.compress(bytes(2**24), 9)
+    assert len(text) < 2**15
+    (tmp_path / "mask.png").write_bytes(data[:33] + chunk(kind, text) + data[33:])  # after IHDR
+    for read in (load_photo, load_mask):
+        with pytest.raises(InputError, match=r"mask.png' .*too large"):
+            read(tmp_path / "mask.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for read in (load_photo, load_mask):
+        with pytest.raises(InputError, match=r"pipe.png' is no regular file"):
+            read(tmp_path / "pipe.png")
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "BMP", "PPM", "ICO", "WEBP"])
@@ -182,6 +206,17 @@ def test_ids_that_leave_their_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no path below a folder"):
         write_voc_submission(tmp_path / "out", [(name, np.zeros((2, 2), dtype=int))], ["cat"])
     assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "{0}/secret.png", "a/../../secret.png"])
+def test_photos_of_drawn_boxes_lie_in_their_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    image = {"id": 1, "file_name": name.format(tmp_path), "width": 8, "height": 8}
+    document = {"images": [image], "annotations": [{"image_id": 1, "bbox": [1, 1, 4, 4]}]}
+    (tmp_path / "drawn.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match="outside the folder"):
+        AuxiliaryBoxes(tmp_path / "drawn.json", tmp_path / "photos")
 
 
 @pytest.mark.parametrize("row", ["../{0},cat", "{1}/{0},cat", "a/../../{0},cat"])
@@ -260,3 +295,105 @@ def test_entities_of_xml_do_not_grow(
         root = f"--root={shapes_root / 'JPEGImages'}"
         main(["doctor", root, "--data=folder", f"--tags={tags}", "--network.weights=null"])
     assert "cannot be read as XML" in capsys.readouterr().out
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What a command says that ends with an error."""
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, arguments)])
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    return " ".join((said.out + said.err).split())
+
+
+#: Ten lines that stand for a billion words.
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
+)
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "said"),
+    [
+        ("--recipe", "network: !!python/object/apply:os.mkdir [{0}]", "constructor for the tag"),
+        ("--config", "network: !!python/object/apply:os.mkdir [{0}]", "constructor for the tag"),
+        (
+            "--recipe",
+            "network: {{class_path: os.mkdir, init_args: {{path: {0}}}}}",
+            "not accepted as class_path",
+        ),
+        ("--recipe", LAUGHS, "has the alias *a0"),
+        ("--config", LAUGHS, "has the alias *a0"),
+        ("--recipe", "[" * 20_000, "maximum nesting depth"),
+    ],
+)
+def test_a_file_of_options_is_options(
+    option: str,
+    text: str,
+    said: str,
+    shapes_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "o.yaml").write_text(text.format(tmp_path / "proof"))
+    command = ["run", f"--root={shapes_root}", f"--out={tmp_path / 'out'}"]
+    assert said in error_of(capsys, *command, f"{option}={tmp_path / 'o.yaml'}")
+    assert [path.name for path in tmp_path.iterdir()] == ["o.yaml"]
+
+
+def test_json_that_is_nested_too_deep(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 200_000)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(path.read_text())
+    photos = TaggedDataset(["1"], [tmp_path / "1.png"], ["cat"], None)
+    for read in (
+        lambda: TaggedFolder(tmp_path, path),
+        lambda: BoxFile(path, photos),
+        lambda: AuxiliaryBoxes(path, tmp_path),
+        lambda: Labeller.load(tmp_path / "model"),
+    ):
+        with pytest.raises(InputError, match="nested too deep"):
+            read()
+
+
+def test_names_of_classes_can_be_written(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"'a.ud800' .*cannot be written as UTF-8"):
+        TaggedDataset(["1"], [tmp_path / "1.png"], ["a\ud800"], None)
+
+
+def lying(header: dict[str, Any], size: int = 16) -> bytes:
+    """A file of safetensors with another content than its header says."""
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + bytes(size)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        struct.pack("<Q", 2**60) + b"{}",
+        lying({"evidence": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
+        lying({n: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]} for n in ("a", "b")}),
+        lying({"evidence": {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]}}),
+        b"root:x:0:0:root:/root:/bin/bash\n",
+    ],
+)
+def test_weights_are_what_their_file_holds(data: bytes, tmp_path: Path) -> None:
+    for name in ("weights.safetensors", "weights.pth"):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=f"{name} cannot be read"):
+            build_backbone("vgg_tiny", str(tmp_path / name))
+
+
+def test_a_model_has_the_channels_of_its_weights(shapes_root: Path, tmp_path: Path) -> None:
+    """Or a number in a text would be memory."""
+    photos = Shapes(shapes_root, "train", num_images=(20, 10), size=64)
+    source, config = BackboneSource("vgg_tiny", "TEXTURES"), EvidenceConfig(iterations=1)
+    Labeller.fit(
+        source, photos, tmp_path, SupervisionLedger(), FrozenFeatureConfig(32), config
+    ).save(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "channels": 10**9}))
+    with pytest.raises(InputError, match="1000000000 channels, the weights have"):
+        Labeller.load(tmp_path / "model")

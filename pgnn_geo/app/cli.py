@@ -32,7 +32,7 @@ try:
     )
     from pgnn_geo.app.demo import demo_config
     from pgnn_geo.app.labelling import label as label_photos
-    from pgnn_geo.app.launch import check_alone, errors_as_lines, join
+    from pgnn_geo.app.launch import check_alone, errors_as_lines
     from pgnn_geo.app.memory import keep_freed_memory
     from pgnn_geo.app.recipes import recipe_defaults, recipe_file
     from pgnn_geo.boxes.cli import adjuster, detect
@@ -43,7 +43,7 @@ try:
     from pgnn_geo.io.export import write_coco, write_voc_submission
     from pgnn_geo.io.exports import check_exports
     from pgnn_geo.io.masks import load_mask
-    from pgnn_geo.io.run_folder import claim_folder, console, notes_as_lines, progress
+    from pgnn_geo.io.run_folder import claim_folder, console, join, notes_as_lines, progress
     from pgnn_geo.labels.evidence_config import StepName
     from pgnn_geo.labels.maps import MapConfig
     from pgnn_geo.options import Changes, Fields

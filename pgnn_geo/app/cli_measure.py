@@ -7,12 +7,11 @@ from typing import Annotated, Any
 from pgnn_geo.app.config import RunConfig
 from pgnn_geo.app.cost import describe_cost, measure_rates, predict_cost
 from pgnn_geo.app.evaluation import evaluate as evaluate_labels
-from pgnn_geo.app.launch import join
 from pgnn_geo.app.report import read_run, write_report
 from pgnn_geo.datasets.config import DataConfig, PhotoOptions
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.files import write_json
-from pgnn_geo.io.run_folder import console, progress
+from pgnn_geo.io.run_folder import console, join, progress
 from pgnn_geo.metrics import ErrorBreakdown
 from pgnn_geo.options import Fields
 from pgnn_geo.training.preflight import describe_backbone, describe_machine, find_problems

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from pgnn_geo.errors import InputError
@@ -46,7 +48,27 @@ class Parser(ArgumentParser):
             elif word in self.switches and not values:
                 values = ["true"]
             words += [word, *values]
+        for name, file in itertools.pairwise([*words, ""]):
+            if name.startswith("--config"):
+                check_aliases(name.partition("=")[2] or file)
         return super().parse_args(words, *rest, **kwargs)
+
+
+def check_aliases(path: str | os.PathLike[str]) -> None:
+    """Check that a YAML file of options has no aliases: with ten of them a line is a billion words.
+
+    Raises:
+        InputError: If it has. What else is wrong with it its reader says.
+    """
+    try:
+        # That of libyaml, where there is one: Python's takes long over what is nested deep.
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        events = yaml.parse(Path(path).read_text(), Loader=loader)
+        aliases = [event.anchor for event in events if isinstance(event, yaml.AliasEvent)]
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    if aliases:
+        raise InputError(f"'{path}' has the alias *{aliases[0]}; write out what it stands for")
 
 
 def _marked(command: Callable[..., None]) -> dict[str, Fields | Changes]:

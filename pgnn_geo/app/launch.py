@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.io.run_folder import console
-from pgnn_geo.ranks import OtherRankError, Ranks, join_ranks
+from pgnn_geo.ranks import OtherRankError
 
 #: What a folder answers that cannot be written for now, or where a file has its name.
 DISK_ERRORS = tuple(
@@ -19,19 +18,7 @@ DISK_ERRORS = tuple(
 )
 
 #: Commands whose work is shared; the others are for one process, which may start its own.
-SHARED = ("run", "train", "label", "segment", "predict", "evaluate")
-
-
-def join() -> Ranks:
-    """Return this process' place among those of the command; only the first one prints.
-
-    Raises:
-        InputError: If the others cannot be met.
-    """
-    _read_slurm()
-    ranks = join_ranks()
-    console.quiet = not ranks.is_first
-    return ranks
+SHARED = tuple("run train label segment predict evaluate detect adjuster".split())
 
 
 @contextmanager

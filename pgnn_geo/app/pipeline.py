@@ -64,11 +64,6 @@ def run(
         InputError: If the data or weights cannot be used (everything wrong with them at once), or
             if :obj:`out` holds a run of another configuration.
     """
-    if config.flow == "trained" and config.boxes is not None and ranks.size > 1:
-        raise InputError(
-            f"patches='boxes' makes the boxes in one process, not in {ranks.size}: start it "
-            "without torchrun, or in SLURM with one task"
-        )
     labels, stage2_config = str(out / config.model / "labels"), config.segment
     segment = None if stage2_config is None else stage2_config.on(config.data, labels)
     if metrics := ranks.first(lambda: _started(config, segment, out)):
@@ -189,7 +184,7 @@ def _trained(
     for name in wanted:
         if name == "pgnn" and config.boxes is not None:
             cam = model_path(out / "cam")
-            boxes = patch_boxes(config, dataset, out / "boxes.json", cam, cache)
+            boxes = patch_boxes(config, dataset, out / "boxes.json", cam, cache, ranks)
         train(config, name, out / name, dataset, cache, boxes, ranks)
     for name in config.names:
         used = None if boxes is None or name == "cam" else out / "boxes.json"
@@ -199,7 +194,12 @@ def _trained(
 
 
 def patch_boxes(
-    config: RunConfig, dataset: TaggedDataset, path: Path, cam: Path, stems: Path
+    config: RunConfig,
+    dataset: TaggedDataset,
+    path: Path,
+    cam: Path,
+    stems: Path,
+    ranks: Ranks = ALONE,
 ) -> PhotoBoxes | None:
     """Return the boxes that are a run's patches, made into :obj:`path` unless they are there.
 
@@ -209,11 +209,12 @@ def patch_boxes(
         path (Path): Where the boxes are kept.
         cam (Path): The run's CAM.
         stems (Path): Where outputs of frozen stages are kept for reuse.
+        ranks (Ranks): The processes that share the photos. (default: this one alone)
     """
     if config.boxes is None:
         return None
     maps, detector = config.train.completion_maps, detector_config(config)
-    return make_boxes(config.boxes, dataset, path, cam, stems, maps, detector)
+    return make_boxes(config.boxes, dataset, path, cam, stems, maps, detector, ranks)
 
 
 def detector_config(config: RunConfig) -> DetectConfig:

@@ -1,6 +1,5 @@
 """Photos with boxes that people drew, from a COCO file: what box adjusters are learned from."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ from torchvision.ops import clip_boxes_to_image
 
 from pgnn_geo.boxes.image_boxes import ImageBoxes, box_problems, raise_for_rows
 from pgnn_geo.datasets import TaggedDataset
+from pgnn_geo.datasets.listing import match_photos
 from pgnn_geo.errors import InputError
+from pgnn_geo.io.files import parse_json
 
 
 class AuxiliaryBoxes(TaggedDataset):
@@ -29,7 +30,7 @@ class AuxiliaryBoxes(TaggedDataset):
 
     Raises:
         InputError: If the file cannot be read, boxes in it cannot be used (the first offenders
-            and their count), or there is none.
+            and their count), there is none, or a photo would lie outside the folder.
     """
 
     def __init__(self, annotations: str | os.PathLike[str], photos: str | os.PathLike[str]) -> None:
@@ -63,14 +64,15 @@ class AuxiliaryBoxes(TaggedDataset):
         self.boxes = [
             clip_boxes_to_image(torch.stack(own), sizes[key]) for key, own in by_image.items()
         ]
-        paths = [Path(photos) / images[key]["file_name"] for key in by_image]
+        names = [images[key]["file_name"] for key in by_image]
+        paths = [Path(photos, name) for name in match_photos(names, (), annotations)]
         super().__init__(list(by_image), paths, classes=(), tags=None)
 
 
 def _read(path: Path) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
     """Images by their id, and annotations that are no crowds."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_text(encoding="utf-8"))
         images = {
             str(entry["id"]): {
                 "file_name": str(entry["file_name"]),

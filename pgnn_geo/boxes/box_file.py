@@ -17,8 +17,9 @@ from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.views import Progress, no_progress
-from pgnn_geo.io.files import atomic_write, write_json
+from pgnn_geo.io.files import atomic_write, parse_json, write_json
 from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.ranks import ALONE, Ranks
 
 _VERSION = 1
 
@@ -164,6 +165,7 @@ def cached_boxes(
     dataset: TaggedDataset,
     made_from: Mapping[str, Any],
     progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
 ) -> BoxFile:
     """The boxes of a source from a file, written first unless it is there and made the same way.
 
@@ -174,21 +176,28 @@ def cached_boxes(
         made_from (mapping): JSON values that say what makes the boxes; boxes made from anything
             else are replaced.
         progress (callable, optional): Progress display.
+        ranks (Ranks): The processes that share the photos; each asks its source for its own, and
+            the first writes the file. (default: this one alone)
 
     Raises:
         InputError: If the source or the file cannot be used.
     """
     target = Path(path)
-    record = box_record(target)
     wanted = json.loads(json.dumps(made_from))
-    if (
-        record is None
-        or (record["made_from"], record["classes"]) != (wanted, list(dataset.classes))
-        or not set(dataset.image_ids) <= set(record["images"])
-    ):
-        photos = progress(dataset.image_ids, "boxes", len(dataset))
-        boxes = {image_id: source(image_id) for image_id in photos}
-        write_boxes(target, boxes, dataset.classes, source.ledger, wanted)
+
+    def is_there() -> bool:
+        record = box_record(target)
+        return (
+            record is not None
+            and (record["made_from"], record["classes"]) == (wanted, list(dataset.classes))
+            and set(dataset.image_ids) <= set(record["images"])
+        )
+
+    if not ranks.first(is_there):
+        own = ranks.share(dataset.image_ids)
+        found = [(image_id, source(image_id)) for image_id in progress(own, "boxes", len(own))]
+        boxes = dict(pair for part in ranks.gather(found) for pair in part)
+        ranks.first(lambda: write_boxes(target, boxes, dataset.classes, source.ledger, wanted))
     return BoxFile(target, dataset, skip_unknown=True)  # it may hold more photos
 
 
@@ -201,7 +210,7 @@ def _read(path: Path) -> bytes:
 
 def _entries(content: bytes, path: Path) -> list[Any]:
     try:
-        entries = json.loads(content)
+        entries = parse_json(content)
     except ValueError as error:
         raise InputError(f"boxes '{path}' are not JSON: {error}") from error
     if isinstance(entries, dict) and "annotations" in entries:
@@ -221,7 +230,7 @@ def _read_record(path: Path, content: bytes) -> dict[str, Any] | None:
     if not place.is_file():
         return None
     try:
-        record: dict[str, Any] = json.loads(_read(place))
+        record: dict[str, Any] = parse_json(_read(place))
         current = record["sha256"] == hashlib.sha256(content).hexdigest()
         return record if current and record["version"] == _VERSION else None
     except (ValueError, KeyError, TypeError) as error:

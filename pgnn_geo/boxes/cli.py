@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pgnn_geo.boxes import detection
 from pgnn_geo.boxes.detection import AdjusterConfig, DetectConfig
 from pgnn_geo.datasets.config import DataConfig, PhotoOptions
-from pgnn_geo.io.run_folder import console
+from pgnn_geo.io.run_folder import console, join
 from pgnn_geo.options import Fields
 
 
@@ -27,7 +27,7 @@ def detect(
         cache: Folder of the proposals, which several runs may share; OUT/proposals by default.
     """
     config = DetectConfig(DataConfig(root=root, **photos), **settings)
-    detection.detect(config, Path(out), None if cache is None else Path(cache))
+    detection.detect(config, Path(out), None if cache is None else Path(cache), join())
 
 
 def adjuster(
@@ -39,5 +39,5 @@ def adjuster(
         settings: On what and how, see :class:`~pgnn_geo.boxes.detection.AdjusterConfig`.
         out: Folder of the adjuster.
     """
-    path = detection.learn_adjuster(AdjusterConfig(**settings), Path(out))
+    path = detection.learn_adjuster(AdjusterConfig(**settings), Path(out), join())
     console.print(f"adjuster: {path}")

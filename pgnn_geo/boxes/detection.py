@@ -35,6 +35,7 @@ from pgnn_geo.io.model_folder import model_digest
 from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
 from pgnn_geo.nn.backbones import BackboneName
 from pgnn_geo.precision import default_device
+from pgnn_geo.ranks import ALONE, Ranks
 from pgnn_geo.training.job import BackboneChoice, ledger_of
 from pgnn_geo.training.preflight import find_problems, raise_problems
 
@@ -125,7 +126,9 @@ class DetectConfig:
         return replace(self.data, split=self.eval_split)
 
 
-def detect(config: DetectConfig, out: Path, cache: Path | None = None) -> dict[str, Any]:
+def detect(
+    config: DetectConfig, out: Path, cache: Path | None = None, ranks: Ranks = ALONE
+) -> dict[str, Any]:
     """Do the whole job in folder :obj:`out`; steps that are done are not done again.
 
     Leaves :obj:`model`, :obj:`boxes.json` (COCO results; of tagged classes only),
@@ -136,6 +139,8 @@ def detect(config: DetectConfig, out: Path, cache: Path | None = None) -> dict[s
         out (Path): The folder; made if it is missing.
         cache (Path, optional): Where proposals are kept, which several runs may share; in
             :obj:`out` if not given.
+        ranks (Ranks): The processes that share the photos, and every batch of the training.
+            (default: this one alone)
 
     Returns:
         The content of :obj:`metrics.json`.
@@ -144,6 +149,34 @@ def detect(config: DetectConfig, out: Path, cache: Path | None = None) -> dict[s
         InputError: If photos, tags, weights or the adjuster cannot be used, or if :obj:`out` holds
             a run of another configuration.
     """
+    if done := ranks.first(lambda: _started(config, out)):
+        return done
+    ranks.check_shared(out / "config.json")
+    adjuster = None if config.adjuster is None else load_adjuster(config.adjuster)
+    dataset, folder = config.data.build(), cache or out / "proposals"
+    proposals = propose(dataset, folder, config.proposals, ranks)
+    _train(config, dataset, proposals, adjuster, out, ranks)
+    metrics: dict[str, Any] = {
+        "boxes": _boxes(config, config.data, proposals, adjuster, out, True, ranks)
+    }
+    if config.measured is not None:
+        others = propose(config.measured.build(), folder, config.proposals, ranks)
+        metrics["eval"] = _boxes(config, config.measured, others, adjuster, out, False, ranks)
+    metrics |= {
+        "classes": list(dataset.classes),
+        "seed": config.train.seed,
+        "supervision": load_detector(detector_path(out)).ledger.to_list(),
+    }
+    if ranks.is_first:
+        write_json(out / "metrics.json", metrics)
+        shutil.rmtree(out / "stems", ignore_errors=True)  # gigabytes that only training needs
+    _show(metrics)
+    console.print(f"boxes {out}/boxes.json, detector {detector_path(out)}")
+    return metrics
+
+
+def _started(config: DetectConfig, out: Path) -> dict[str, Any] | None:
+    """Check everything and claim the folder; return what a finished run has measured."""
     if (out / "config.json").is_file():
         claim_folder(out, config)
     if (out / "metrics.json").is_file():
@@ -152,30 +185,14 @@ def detect(config: DetectConfig, out: Path, cache: Path | None = None) -> dict[s
         _show(metrics)
         return metrics
     with timed("check"):
-        adjuster = None if config.adjuster is None else load_adjuster(config.adjuster)
+        if config.adjuster is not None:
+            load_adjuster(config.adjuster)
         problems = find_problems(config.data, config.network)
         if config.measured is not None:
             problems += find_problems(config.measured, config.network)
         raise_problems(list(dict.fromkeys(problems)))
     claim_folder(out, config)  # not before: a mistake leaves nothing behind
-    dataset = config.data.build()
-    proposals = propose(dataset, cache or out / "proposals", config.proposals)
-    _train(config, dataset, proposals, adjuster, out)
-    metrics = {"boxes": _boxes(config, config.data, proposals, adjuster, out, use_tags=True)}
-    if config.measured is not None:
-        photos = config.measured.build()
-        others = propose(photos, cache or out / "proposals", config.proposals)
-        metrics["eval"] = _boxes(config, config.measured, others, adjuster, out, use_tags=False)
-    metrics |= {
-        "classes": list(dataset.classes),
-        "seed": config.train.seed,
-        "supervision": load_detector(detector_path(out)).ledger.to_list(),
-    }
-    write_json(out / "metrics.json", metrics)
-    shutil.rmtree(out / "stems", ignore_errors=True)  # gigabytes that only training needs
-    _show(metrics)
-    console.print(f"boxes {out}/boxes.json, detector {detector_path(out)}")
-    return metrics
+    return None
 
 
 def detector_path(out: Path) -> Path:
@@ -188,10 +205,12 @@ def _model_path(out: Path, old: str) -> Path:
     return out / old if (out / old).is_file() else out / "model"
 
 
-def propose(dataset: TaggedDataset, folder: Path, config: ProposalConfig) -> list[Tensor]:
+def propose(
+    dataset: TaggedDataset, folder: Path, config: ProposalConfig, ranks: Ranks = ALONE
+) -> list[Tensor]:
     """Return the proposals of every photo, computed where they are not in :obj:`folder` yet."""
     with timed("proposals"):
-        cache = ProposalCache(folder, dataset, config).fill(progress=progress)
+        cache = ProposalCache(folder, dataset, config).fill(progress=progress, ranks=ranks)
         return [cache(image_id) for image_id in dataset.image_ids]
 
 
@@ -213,26 +232,35 @@ class AdjusterConfig:
     train: AdjusterTrainingConfig = field(default_factory=AdjusterTrainingConfig)
 
 
-def learn_adjuster(config: AdjusterConfig, out: Path) -> Path:
+def learn_adjuster(config: AdjusterConfig, out: Path, ranks: Ranks = ALONE) -> Path:
     """Train a box adjuster into folder :obj:`out/model`, unless it is there; return that path.
 
     Args:
         config (AdjusterConfig): What to do.
         out (Path): The folder; made if it is missing.
+        ranks (Ranks): The processes that share every batch. (default: this one alone)
 
     Raises:
         InputError: If annotations, photos or weights cannot be used, or if :obj:`out` holds a run
             of another configuration.
     """
     path = _model_path(out, "adjuster.pt")
-    if (out / "config.json").is_file():
+
+    def is_there() -> bool:
+        if (out / "config.json").is_file():
+            claim_folder(out, config)
+        if path.exists():
+            return True
+        with timed("check"):
+            photos = AuxiliaryBoxes(config.annotations, config.images)
+            raise_problems(photos.check() + find_problems(None, config.network))
         claim_folder(out, config)
-    if path.exists():
+        return False
+
+    if ranks.first(is_there):
         return path
-    with timed("check"):
-        dataset = AuxiliaryBoxes(config.annotations, config.images)
-        raise_problems(dataset.check() + find_problems(None, config.network))
-    claim_folder(out, config)
+    ranks.check_shared(out / "config.json")
+    dataset = AuxiliaryBoxes(config.annotations, config.images)
     with timed("train adjuster"):
         seed_everything(config.train.seed, workers=True, verbose=False)
         adjuster = BoxAdjuster(**asdict(config.network))
@@ -245,13 +273,15 @@ def learn_adjuster(config: AdjusterConfig, out: Path) -> Path:
             out / "stems",
             console=console,
             progress=progress,
+            ranks=ranks,
         )
         entry = config.network.pretrained()
         ledger = SupervisionLedger(
             weights=None if entry is None else str(entry), boxes=f"auxiliary ({dataset.name})"
         )
-        save_adjuster(path, adjuster, ledger)
-    shutil.rmtree(out / "stems", ignore_errors=True)
+        ranks.first(lambda: save_adjuster(path, adjuster, ledger))
+    if ranks.is_first:
+        shutil.rmtree(out / "stems", ignore_errors=True)
     return path
 
 
@@ -261,10 +291,11 @@ def _train(
     proposals: Sequence[Tensor],
     adjuster: AdjusterFile | None,
     out: Path,
+    ranks: Ranks,
 ) -> None:
     """Train the detector into folder :obj:`out/model`, unless it is there."""
     path = detector_path(out)
-    if path.exists():
+    if ranks.first(path.exists):
         return
     with timed("train detector"):
         seed_everything(config.train.seed, workers=True, verbose=False)
@@ -279,11 +310,12 @@ def _train(
             out / "stems",
             console=console,
             progress=progress,
+            ranks=ranks,
         )
         ledger = ledger_of(config.network, dataset, config.data.name)
         if adjuster is not None:
             ledger = ledger.merged(adjuster.ledger)
-        save_detector(path, network, dataset.classes, ledger)
+        ranks.first(lambda: save_detector(path, network, dataset.classes, ledger))
 
 
 def _boxes(
@@ -293,6 +325,7 @@ def _boxes(
     adjuster: AdjusterFile | None,
     out: Path,
     use_tags: bool,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Write the boxes of photos, and return what there is to say of them."""
     dataset = data.build()
@@ -305,6 +338,7 @@ def _boxes(
             dataset,
             proposals,
             ledger,
+            ranks,
             config=config.boxes,
             use_tags=use_tags,
             adjuster=None if adjuster is None else adjuster.model,
@@ -316,18 +350,22 @@ def _boxes(
             "boxes": asdict(config.boxes),
             "tags": use_tags,
         }
-        boxes = cached_boxes(path, source, dataset, made_from)
+        boxes = cached_boxes(path, source, dataset, made_from, ranks=ranks)
     said: dict[str, Any] = {"photos": data.name, "images": len(dataset), "tags_known": use_tags}
     if not data.has_masks():
         return said
-    with timed("measure"):
+
+    def measured() -> dict[str, Any]:
         truth = true_boxes(data.build(with_masks=True), progress=progress)
         scores = evaluate_boxes(boxes, truth, dataset.classes)
         proposed = dict(zip(dataset.image_ids, proposals, strict=True))
         recall = proposal_recall(
             [proposed[i] for i in truth], [own.boxes for own in truth.values()]
         )
-    return {**said, **scores.to_dict(), "proposal_recall": recall}
+        return {**scores.to_dict(), "proposal_recall": recall}
+
+    with timed("measure"):
+        return {**said, **ranks.first(measured)}
 
 
 def _show(metrics: dict[str, Any]) -> None:

@@ -153,7 +153,10 @@ def average_precision(
     try:
         from torchmetrics.detection import MeanAveragePrecision
 
-        metric = MeanAveragePrecision(iou_thresholds=[iou], class_metrics=True)
+        # Not summed over processes: who asks has all boxes.
+        metric = MeanAveragePrecision(
+            iou_thresholds=[iou], class_metrics=True, sync_on_compute=False
+        )
     except ImportError as error:
         raise InputError(
             f"Average precision needs torchmetrics and pycocotools ({error}): "

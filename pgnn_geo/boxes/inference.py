@@ -1,6 +1,6 @@
 """From a trained detector to the boxes of every photo of a data set."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pgnn_geo.features.stems import stem_bank, stem_batches
 from pgnn_geo.features.views import Progress, View, no_progress
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.precision import Precision, autocast
+from pgnn_geo.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,6 @@ class DetectionConfig:
         return [View(size, flip) for size in sizes for flip in (False, True)[: 1 + self.flip]]
 
 
-@torch.no_grad()
 def detect_boxes(
     detector: WeakDetector,
     dataset: TaggedDataset,
@@ -77,8 +77,11 @@ def detect_boxes(
     adjuster: BoxAdjuster | None = None,
     stem_folder: Path | None = None,
     progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[str, ImageBoxes]]:
-    """Yield image id and boxes of every photo in order, in pixels of the photo.
+    """Return an iterator of image id and boxes of every photo in order, in pixels of the photo.
+
+    The frozen stages are run at once, the rest as boxes are asked for.
 
     Args:
         detector (WeakDetector): The network, in evaluation mode.
@@ -91,6 +94,8 @@ def detect_boxes(
         stem_folder (Path, optional): Where outputs of frozen stages are kept for reuse; computed
             afresh if not given.
         progress (callable, optional): Progress display.
+        ranks (Ranks): The processes that share the photos; each is given its own.
+            (default: this one alone)
 
     Raises:
         InputError: If there are not proposals for each photo, or the adjuster does not fit.
@@ -102,21 +107,40 @@ def detect_boxes(
     if adjuster is not None:
         check_shared_stages(backbone, adjuster.backbone)
     views, streams = config.views(detector), []
+    photos = ranks.share(range(len(dataset)))
+    first = photos[0] if photos else 0
     for view in views:
         bank = None
         if stem_folder is not None:
-            bank = stem_bank(backbone, dataset, stem_folder, view, progress, config.precision)
-        streams.append(stem_batches(backbone, dataset, view, bank, 1, config.precision))
-    photos = progress(zip(*streams, strict=True), "detect", len(dataset))
-    for index, stems in enumerate(photos):
+            bank = stem_bank(
+                backbone, dataset, stem_folder, view, progress, config.precision, ranks
+            )
+        streams.append(stem_batches(backbone, dataset, view, bank, 1, config.precision, first))
+    shown = progress(zip(photos, *streams, strict=False), "detect", len(photos))
+    return _detections(detector, dataset, proposals, config, use_tags, adjuster, shown)
+
+
+@torch.no_grad()
+def _detections(
+    detector: WeakDetector,
+    dataset: TaggedDataset,
+    proposals: Sequence[Tensor],
+    config: DetectionConfig,
+    use_tags: bool,
+    adjuster: BoxAdjuster | None,
+    photos: Iterable[tuple[Any, ...]],
+) -> Iterator[tuple[str, ImageBoxes]]:
+    """Yield the boxes of photos: their number, and the frozen stages' output for each view."""
+    backbone, views = detector.backbone, config.views(detector)
+    for index, *stems in photos:
         height, width = dataset.photo_size(index)
         boxes = proposals[index][: config.max_proposals].float()
         tags = dataset.tags[index] if use_tags and dataset.tags is not None else None
         with autocast(config.precision, backbone.device):
             scores = []
             for view, stem in zip(views, stems, strict=True):
-                shown = _to_view(boxes, (height, width), view)
-                output = detector.forward_features(backbone.trunk(stem), [shown])
+                own = _to_view(boxes, (height, width), view)
+                output = detector.forward_features(backbone.trunk(stem), [own])
                 scores.append(output.scores)
             mean = torch.stack(scores).mean(0)
             found = select_boxes(
@@ -137,11 +161,14 @@ def detect_boxes(
 class DetectorBoxes:
     """Boxes of a data set's photos by a detector: all are detected when the first is asked for.
 
+    Of several processes each has those of its share.
+
     Args:
         detector (WeakDetector): The network, in evaluation mode.
         dataset (TaggedDataset): :math:`M` photos.
         proposals (sequence of Tensor): For each, boxes :math:`(r, 4)` in its own pixels.
         ledger (SupervisionLedger): What the detector was made from.
+        ranks (Ranks): The processes that share the photos. (default: this one alone)
         config, use_tags, adjuster, stem_folder, progress: See :func:`detect_boxes`.
     """
 
@@ -151,12 +178,13 @@ class DetectorBoxes:
         dataset: TaggedDataset,
         proposals: Sequence[Tensor],
         ledger: SupervisionLedger,
+        ranks: Ranks = ALONE,
         **options: Any,
     ) -> None:
         self.ledger = ledger
-        self._found = detect_boxes(detector, dataset, proposals, **options)
+        self._found = detect_boxes(detector, dataset, proposals, ranks=ranks, **options)
         self._boxes: dict[str, ImageBoxes] = {}
-        self._image_ids = frozenset(dataset.image_ids)
+        self._image_ids = frozenset(ranks.share(dataset.image_ids))
 
     def __repr__(self) -> str:
         return f"{self.__class__.__name__}(photos={len(self._image_ids)})"

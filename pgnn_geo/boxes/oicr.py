@@ -1,5 +1,6 @@
 r"""What tags and a detector's own scores teach it: WSDDN's loss, OICR's online pseudo-labels."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torchvision.ops import box_iou
 
 from pgnn_geo.boxes.image_boxes import ImageBoxes
 from pgnn_geo.errors import InputError
+from pgnn_geo.losses.reduction import divisor
 
 
 class OICRLabels(NamedTuple):
@@ -18,7 +20,12 @@ class OICRLabels(NamedTuple):
     weights: Tensor  #: their weights in the loss [r]; 0 for what is ignored
 
 
-def image_loss(image_scores: Tensor, tags: Tensor, eps: float = 1e-6) -> Tensor:
+def image_loss(
+    image_scores: Tensor,
+    tags: Tensor,
+    eps: float = 1e-6,
+    average: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     r"""WSDDN's loss: the binary cross-entropy of tags and sums over proposals.
 
     .. math::
@@ -31,10 +38,12 @@ def image_loss(image_scores: Tensor, tags: Tensor, eps: float = 1e-6) -> Tensor:
             :class:`WeakDetector`; leave out images without a proposal.
         tags (torch.Tensor): Multi-hot tags :obj:`[B, K]`.
         eps (float): :math:`\epsilon`. (default: :obj:`1e-6`)
+        average (callable, optional): What becomes of the number that the sum is divided by in a
+            training by several processes, see :class:`~pgnn_geo.losses.SeedingLoss`.
     """
     scores = image_scores.float().clamp(eps, 1 - eps)
     total = F.binary_cross_entropy(scores, tags.float(), reduction="sum")
-    return total / max(len(scores), 1)
+    return total / divisor(total.new_full((), len(scores)), average)
 
 
 def oicr_centres(proposals: Tensor, scores: Tensor, tags: Tensor) -> ImageBoxes:
@@ -48,11 +57,12 @@ def oicr_centres(proposals: Tensor, scores: Tensor, tags: Tensor) -> ImageBoxes:
         scores (torch.Tensor): Their class scores :obj:`[r, K]`.
         tags (torch.Tensor): Multi-hot tags :obj:`[K]`.
     """
-    left = scores.detach().float().clone()
-    left[:, ~tags.bool()] = -1
+    # On the CPU: a GPU would be waited for once for each class.
+    left, tagged = scores.detach().float().cpu().clone(), tags.bool().cpu()
+    left[:, ~tagged] = -1
     rows: list[int] = []
     columns: list[int] = []
-    for _ in range(min(int(tags.bool().sum()), len(proposals))):
+    for _ in range(min(int(tagged.sum()), len(proposals))):
         row, column = divmod(int(left.argmax()), left.size(1))
         rows.append(row)
         columns.append(column)
@@ -109,7 +119,12 @@ def oicr_labels(
     return OICRLabels(labels, torch.where(used, centres.scores[nearest], 0.0))
 
 
-def refinement_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+def refinement_loss(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    average: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     r"""OICR's loss of one refinement: the weighted cross-entropy, averaged over all proposals.
 
     .. math::
@@ -121,6 +136,7 @@ def refinement_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         logits (torch.Tensor): Logits :obj:`[R, K+1]`, the first the background's.
         labels (torch.Tensor): 0..K of each proposal :obj:`[R]`.
         weights (torch.Tensor): Their weights :obj:`[R]`.
+        average (callable, optional): See :func:`image_loss`.
     """
     losses = weights * F.cross_entropy(logits.float(), labels, reduction="none")
-    return losses.sum() / max(len(logits), 1)
+    return losses.sum() / divisor(losses.new_full((), len(logits)), average)

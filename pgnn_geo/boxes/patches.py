@@ -24,6 +24,7 @@ from pgnn_geo.io.model_folder import model_digest
 from pgnn_geo.io.run_folder import console, progress, timed
 from pgnn_geo.labels.maps import MapConfig, attention_maps
 from pgnn_geo.precision import default_device
+from pgnn_geo.ranks import ALONE, Ranks
 
 
 def make_boxes(
@@ -34,6 +35,7 @@ def make_boxes(
     stems: Path | None,
     maps: MapConfig,
     detector: DetectConfig,
+    ranks: Ranks = ALONE,
 ) -> PhotoBoxes:
     """Return the boxes of a run's photos, made into :obj:`path` unless they are there.
 
@@ -49,6 +51,7 @@ def make_boxes(
         stems (Path, optional): Where outputs of frozen stages are kept for reuse.
         maps (MapConfig): How the CAM's maps are inferred and completed.
         detector (DetectConfig): How a detector is trained.
+        ranks (Ranks): The processes that share the photos. (default: this one alone)
 
     Raises:
         InputError: If they cannot be made, there is none, or those at :obj:`path` were made from
@@ -63,7 +66,7 @@ def make_boxes(
         def make() -> BoxSource:
             model, _, ledger, _ = load_attention_model(cam)
             model.to(default_device())
-            found = attention_maps(model, dataset, maps, stems, path.parent, progress)
+            found = attention_maps(model, dataset, maps, stems, path.parent, progress, ranks=ranks)
             return AttentionBoxes(found, dataset, ledger, cut)
 
     elif config.source == "detector":
@@ -71,7 +74,7 @@ def make_boxes(
 
         def make() -> BoxSource:
             folder = path.parent / "detector"
-            detection.detect(detector, folder)
+            detection.detect(detector, folder, ranks=ranks)
             return BoxFile(folder / "boxes.json", dataset)
 
     else:
@@ -82,17 +85,23 @@ def make_boxes(
             return BoxFile(file, dataset, skip_unknown=True)
 
     made_from = json.loads(json.dumps(made_from))
-    record = box_record(path)
-    if record is None:
-        with timed("boxes"):
-            cached_boxes(path, make(), dataset, made_from)
-    elif difference := first_difference(record["made_from"], made_from):
-        raise InputError(
-            f"{path} holds boxes made from something else ({difference}). Choose another --out."
-        )
+
+    def is_there() -> bool:
+        record = box_record(path)
+        if record is None:
+            return False
+        if difference := first_difference(record["made_from"], made_from):
+            raise InputError(
+                f"{path} holds boxes made from something else ({difference}). Choose another --out."
+            )
+        return True
+
+    if ranks.first(is_there):
+        return read_boxes(path, dataset)
+    with timed("boxes"):
+        cached_boxes(path, make(), dataset, made_from, ranks=ranks)
     boxes = read_boxes(path, dataset)
-    if record is None:
-        console.print(_said(boxes, config), highlight=False)
+    console.print(_said(boxes, config), highlight=False)
     return boxes
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.io.files import atomic_write, first_difference, inside, write_json
+from pgnn_geo.ranks import ALONE, Ranks
 
 _VERSION = 1  # of this module's boxes; a cache of another version is not read
 _RECORD = "proposals.json"
@@ -151,31 +153,45 @@ class ProposalCache:
                 f"proposals '{path}' cannot be read: {error}; fill() makes them anew"
             ) from error
 
-    def missing(self) -> list[int]:
-        """Indices of the photos whose proposals are not there, damaged, or of another photo."""
-        with ThreadPoolExecutor() as pool:
-            current = pool.map(self._is_current, range(len(self.dataset)))
-            return [index for index, there in enumerate(current) if not there]
+    def missing(self, photos: Sequence[int] | None = None) -> list[int]:
+        """Indices of the photos whose proposals are not there, damaged, or of another photo.
 
-    def fill(self, workers: int | None = None, progress: Progress = no_progress) -> Self:
+        Args:
+            photos (sequence of int, optional): Of these photos; of all if not given.
+        """
+        photos = range(len(self.dataset)) if photos is None else photos
+        with ThreadPoolExecutor() as pool:
+            current = pool.map(self._is_current, photos)
+            return [index for index, there in zip(photos, current, strict=True) if not there]
+
+    def fill(
+        self,
+        workers: int | None = None,
+        progress: Progress = no_progress,
+        ranks: Ranks = ALONE,
+    ) -> Self:
         """Compute what :meth:`missing` lists, several photos at a time, and return the cache.
 
         Args:
             workers (int, optional): Photos at a time; as many as there are processors if not
-                given. They are threads: OpenCV lets go of Python's lock while it searches.
+                given, shared by the processes of a machine. They are threads: OpenCV lets go of
+                Python's lock while it searches.
             progress (callable, optional): Progress display.
+            ranks (Ranks): The processes that share the photos. (default: this one alone)
 
         Raises:
             InputError: If a photo cannot be used, OpenCV with its contrib modules is missing, or
                 it is of another version than the one that began this cache.
         """
-        missing = self.missing()
-        if missing:
-            self._begin()
-            with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-                done = pool.map(self._propose, missing)
-                for _ in progress(done, "proposals", len(missing)):
+        parts = ranks.gather(self.missing(ranks.share(range(len(self.dataset)))))
+        if missing := [index for part in parts for index in part]:
+            ranks.first(self._begin)
+            own = ranks.share(missing)
+            workers = workers or max(1, (os.cpu_count() or 1) // ranks.local_size)
+            with ThreadPoolExecutor(workers) as pool:
+                for _ in progress(pool.map(self._propose, own), "proposals", len(own)):
                     pass
+            ranks.wait()  # for what the others have written
         return self
 
     def _begin(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from pgnn_geo.errors import InputError
+from pgnn_geo.io.files import open_file
 from pgnn_geo.io.masks import MAX_PIXELS
 
 #: Endings of the files that are read as photos.
@@ -53,7 +54,7 @@ def opened(path: str | os.PathLike[str], max_pixels: int | None = None) -> Itera
     """
     bound = MAX_PIXELS if max_pixels is None else max_pixels
     try:
-        with open(path, "rb") as handle:
+        with open_file(path) as handle:
             # Not by Image.open, whose bound is one for the whole process and all its libraries.
             head = handle.read(12)
             handle.seek(0)

@@ -43,6 +43,11 @@ def note_similar(names: Iterable[str], source: str) -> None:
         note(f"{source}: these are read as different classes: {first_of(alike)}")
 
 
+def is_text(name: str) -> bool:
+    """Whether a name can be written to a file: JSON may hold halves of characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def check_classes(classes: Sequence[str]) -> None:
     """Raise an :class:`InputError` unless label images can hold these classes."""
     if wrong := [repr(name) for name in classes if is_background(name) or not name.strip()]:
@@ -50,6 +55,8 @@ def check_classes(classes: Sequence[str]) -> None:
             f"classes: {first_of(wrong)} cannot be a class: label 0 is the background; leave it "
             "out, or rename it"
         )
+    if wrong := [ascii(name) for name in classes if not is_text(name)]:
+        raise InputError(f"classes: {first_of(wrong)} cannot be written as UTF-8; rename it")
     if len(classes) >= IGNORE:
         raise InputError(
             f"classes: {len(classes)}, but label images tell at most {IGNORE - 1}; name those that "

@@ -116,14 +116,13 @@ def frozen_features(
             "flip": config.flip,
             "precision": resolve_precision(config.precision, backbone.device),
         }
-        image = on_device(torch.zeros(1, 3, 32, 32), backbone.device)
-        channels = sum(part.size(1) for part in _stages(backbone, image, 1))
-        size = FeatureBank.file_size(len(dataset), channels, config.side) / 1e9
-
         gpu = backbone.device.type == "cuda"
         batch, workers = (_GPU_BATCH, min(8, os.cpu_count() or 1)) if gpu else (1, 1)
 
         def batches(first: int) -> Iterator[Tensor]:
+            image = on_device(torch.zeros(1, 3, 32, 32), backbone.device)
+            channels = sum(part.size(1) for part in _stages(backbone, image, 1))
+            size = FeatureBank.file_size(len(dataset), channels, config.side) / 1e9
             photos = photo_batches(dataset, View(config.size), batch, workers, first)
             title = f"features, {size:.2g} GB in {folder}"
             for images in progress(photos, title, math.ceil((len(dataset) - first) / batch)):

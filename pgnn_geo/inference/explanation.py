@@ -18,6 +18,8 @@ from pgnn_geo.labels.labeller import Labeller
 from pgnn_geo.labels.maps import MapConfig, attention_maps
 from pgnn_geo.labels.propagation import Propagated, photo_graphs
 from pgnn_geo.nn import PGNN, ComplementaryBlock, CongenericPropagation
+from pgnn_geo.nn.kernels import KERNELS
+from pgnn_geo.nn.propagation import centered_unit, normalized
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -184,16 +186,20 @@ def evidence_nodes(source: Propagated, photos: Sequence[int], label: int) -> tup
 def edge_weights(layer: CongenericPropagation, target: Tensor, source: Tensor) -> Tensor:
     """Return the weights of the edges from every source to every target, :obj:`[T, S]`.
 
-    What the layer makes of the unit vectors: row by row what it gives each source.
+    The weights of :meth:`CongenericPropagation.edge_update
+    <pgnn_geo.nn.CongenericPropagation.edge_update>`, of all edges by one product.
 
     Args:
         layer (CongenericPropagation): The layer.
         target (torch.Tensor): Features of the targets :obj:`[T, C]`.
         source (torch.Tensor): Features of the sources :obj:`[S, C]`.
     """
-    unit = torch.eye(len(source), device=source.device)
-    groups = [torch.zeros(len(x), dtype=torch.long, device=x.device) for x in (source, target)]
-    return layer(unit, (source, target), batch=(groups[0], groups[1]))
+    cosine = centered_unit(target, layer.mean) @ centered_unit(source, layer.mean).t()
+    weigh = KERNELS[layer.kernel].weigh
+    if weigh is None:
+        return cosine
+    weight = weigh(cosine, layer.power)
+    return normalized(weight, weight.sum(dim=1, keepdim=True))
 
 
 def incoming_weights(

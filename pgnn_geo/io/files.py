@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -179,6 +180,29 @@ def npy_size(shape: Sequence[int], dtype: DTypeLike) -> int:
     about = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": tuple(shape)}
     np.lib.format.write_array_header_1_0(header, about)
     return header.tell() + math.prod(shape) * np.dtype(dtype).itemsize
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file that may come from anywhere: a pipe or a device may never end.
+
+    Raises:
+        OSError: If it cannot be read, or is no regular file.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"'{path}' is no regular file")
+    return open(path, "rb")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of JSON that may come from anywhere.
+
+    Raises:
+        ValueError: If it is none, or nested too deep.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

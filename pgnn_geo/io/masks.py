@@ -11,7 +11,7 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.io.files import atomic_write
+from pgnn_geo.io.files import atomic_write, open_file
 
 IGNORE = 255
 
@@ -86,7 +86,7 @@ def load_mask(path: str | os.PathLike[str], max_pixels: int | None = None) -> Te
     bound = MAX_PIXELS if max_pixels is None else max_pixels
     try:
         # Not by Image.open, whose bound is one for the whole process and all its libraries.
-        with open(path, "rb") as handle, PngImageFile(handle, os.fspath(path)) as image:
+        with open_file(path) as handle, PngImageFile(handle, os.fspath(path)) as image:
             if image.mode not in ("P", "L"):
                 raise InputError(
                     f"mask '{path}' has mode {image.mode}; want a palette (P) or grey (L) PNG "

@@ -1,7 +1,6 @@
 """The one format of models: a folder of ``config.json`` and ``model.safetensors``, no pickle."""
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.io.files import atomic_folder, write_json
+from pgnn_geo.io.files import atomic_folder, parse_json, write_json
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
@@ -90,7 +89,7 @@ def read_model_folder(
         raise InputError(f"There is no model {folder}; want the folder of {_a(kind)}.")
     safetensors = import_safetensors()
     try:
-        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        values = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
         digest, state = sha256_of(folder / WEIGHTS), safetensors.torch.load_file(folder / WEIGHTS)
     except OSError as error:
         raise InputError(f"{folder} is not the whole folder of {_a(kind)}: {error}") from error
@@ -121,7 +120,7 @@ def _read_file(path: Path, kind: ModelKind) -> tuple[dict[str, Tensor], dict[str
 def model_kind(path: str | os.PathLike[str]) -> str | None:
     """Return which kind a folder says it is; :obj:`None` if it says nothing, or is no folder."""
     try:
-        form = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))["format"]
+        form = parse_json((Path(path) / CONFIG).read_text(encoding="utf-8"))["format"]
         return str(form).removeprefix("pgnn_geo ").rpartition(" ")[0]
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -17,6 +17,7 @@ from rich.progress import track
 
 from pgnn_geo.errors import InputError, InputNote
 from pgnn_geo.io.files import first_difference, remove_unfinished, write_json
+from pgnn_geo.ranks import Ranks, join_ranks
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -28,6 +29,17 @@ LINE_EVERY = 30.0
 
 
 _record: ContextVar[Path | None] = ContextVar("cost", default=None)
+
+
+def join() -> Ranks:
+    """Return this process' place among those of the command; only the first one prints.
+
+    Raises:
+        InputError: If the others cannot be met.
+    """
+    ranks = join_ranks()
+    console.quiet = not ranks.is_first
+    return ranks
 
 
 def claim_folder(out: Path, config: "DataclassInstance") -> None:

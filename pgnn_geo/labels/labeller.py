@@ -190,7 +190,10 @@ class Labeller:
             features = FrozenFeatureConfig(**values["features"])
             classes = tuple(str(name) for name in values["classes"])
             config = EvidenceConfig(**_without_memory(path, values["evidence"]))
-            model = EvidenceModel(len(classes), int(values["channels"]), config)
+            channels = state["evidence"].size(1)  # not a number that the file merely claims
+            if values["channels"] != channels:
+                raise ValueError(f"{values['channels']} channels, the weights have {channels}")
+            model = EvidenceModel(len(classes), channels, config)
             ledger = SupervisionLedger.from_dict(values["supervision"])
             digest, labels = values["backbone_sha256"], dict(values["labels"])
         own = {k.removeprefix(_BACKBONE): v for k, v in state.items() if k.startswith(_BACKBONE)}

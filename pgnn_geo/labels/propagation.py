@@ -218,11 +218,13 @@ def mean_features(
     features: Features, device: torch.device | str = "cpu", ranks: Ranks = ALONE
 ) -> Tensor:
     """Return the mean feature of every photo, :obj:`[M, C]`, on the CPU."""
-    means = [
-        features[photos].to(device).mean(dim=(2, 3)).cpu()
-        for block in own_blocks(features, ranks)
-        for photos in torch.arange(block.start, block.stop).split(CHUNK)
-    ]
+
+    def of_block(block: range) -> Tensor:
+        chunks = torch.arange(block.start, block.stop).split(CHUNK)
+        means = [features[photos].to(device).mean(dim=(2, 3)) for photos in chunks]
+        return torch.cat(means).cpu()  # a GPU is waited for once
+
+    means = [of_block(block) for block in own_blocks(features, ranks)]
     return ranks.cat(torch.cat([torch.empty(0, features.shape[1]), *means]))
 
 

@@ -364,6 +364,9 @@ def _check_rows(name: str, value: Tensor | None, rows: int) -> None:
 
 
 def _group_sizes(batch: PairTensor) -> tuple[list[int], list[int]]:
+    # Looked at here: each look at a GPU would be waited for.
+    first = batch[0].cpu()
+    batch = first, first if batch[1] is batch[0] else batch[1].cpu()
     for side in batch:
         if bool((side.diff() < 0).any()):
             raise InputError("batch must be sorted: the nodes of a group stand together")

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from scripts import BENCHMARKS
 
 from pgnn_geo.app.cli import main
 from pgnn_geo.app.launch import check_alone
+from pgnn_geo.boxes.box_file import BoxFile
 from pgnn_geo.datasets.shapes import SHAPES_CLASSES, Shapes
 from pgnn_geo.errors import InputError
 from pgnn_geo.inference.segmenter import Segmenter
@@ -145,6 +147,84 @@ def test_a_trained_network_in_two_processes(
     assert labels[0] == labels[1] and len(labels[0]) == 22
     assert not list((tmp_path / "two").rglob(".unfinished*"))
     assert not (tmp_path / "two" / "pgnn" / "previous").exists()
+
+
+def close(one: Path, two: Path, limit: float) -> None:
+    """Networks whose weights are equal but for the order of sums."""
+    states = [load_file(folder / "model.safetensors") for folder in (one, two)]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, atol=limit, rtol=limit, msg=name)
+
+
+BOXES = [
+    *("--recipe=trained", "--patches=boxes", "--boxes.size=3", "--boxes.top_k=2"),
+    *("--network.backbone=vgg_tiny", "--network.heads=2", "--network.freeze_stages=1"),
+    *("--train.size=64", "--train.epochs=1", "--train.completion_epochs=1", "--train.workers=0"),
+    *("--train.precision=32-true", "--train.completion.size=64", "--maps.size=64"),
+    *("--maps.partners=1", "--labels.refine=none", "--segment=off"),
+]
+
+
+def test_boxes_of_maps_in_two_processes(
+    shapes_root: Path, tmp_path: Path, in_two: Callable[..., None]
+) -> None:
+    """Each cuts boxes out of the maps of its photos, and has its groups of every batch."""
+    run = ["run", f"--root={shapes_root}", *BOXES]
+    with one_thread():
+        main([*run, f"--out={tmp_path / 'one'}"])
+    in_two(tmp_path / "log", *run, f"--out={tmp_path / 'two'}")
+    one, two = tmp_path / "one", tmp_path / "two"
+    photos = Shapes(shapes_root, "train", num_images=(20, 10), size=64)
+    boxes = [BoxFile(out / "boxes.json", photos) for out in (one, two)]
+    found = [[file(name) for file in boxes] for name in photos.image_ids]
+    assert sum(len(first) for first, _ in found) > 50
+    for first, second in found:
+        assert torch.equal(first.classes, second.classes)
+        torch.testing.assert_close(first.boxes, second.boxes, atol=1e-3, rtol=0)
+    close(one / "pgnn" / "model", two / "pgnn" / "model", 1e-4)
+    labels = [files(out / "pgnn" / "labels", (".png",)) for out in (one, two)]
+    assert labels[0] == labels[1] and len(labels[0]) == 20
+
+
+DETECTOR = [
+    *("--network.backbone=vgg_tiny", "--network.pool_size=2", "--network.hidden_channels=16"),
+    *("--network.freeze_stages=1", "--train.workers=0", "--train.sizes=[64]"),
+    *("--train.precision=32-true", "--train.epochs=2"),
+]
+
+
+@pytest.mark.slow
+def test_a_detector_and_its_adjuster_in_two_processes(
+    shapes_root: Path, tmp_path: Path, in_two: Callable[..., None]
+) -> None:
+    """Batches of 19 photos: of the last one, of one photo, the first process has none."""
+    pytest.importorskip("cv2.ximgproc")
+    ids = [f"val_{i:05d}" for i in range(10)]
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 64} for i in ids]
+    rows = [{"id": n, "image_id": i, "bbox": [9, 5, 20 + n, 30]} for n, i in enumerate(ids)]
+    drawn = tmp_path / "drawn.json"
+    drawn.write_text(json.dumps({"images": images, "annotations": rows}))
+    adjuster = ["adjuster", f"--annotations={drawn}", f"--images={shapes_root / 'JPEGImages'}"]
+    detect = ["detect", f"--root={shapes_root}", "--eval_split=val", "--network.refinements=1"]
+    detect += [f"--adjuster={tmp_path / 'one' / 'adjuster' / 'model'}", "--network.dropout=0"]
+    detect += ["--train.batch_size=19", "--train.max_proposals=50", "--proposals.side=64"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for name, command in (("adjuster", adjuster), ("detector", detect)):
+        command += DETECTOR
+        with one_thread():
+            main([*command, f"--out={one / name}"])
+        in_two(tmp_path / "log", *command, f"--out={two / name}")
+        close(one / name / "model", two / name / "model", 1e-4)
+        assert not (two / name / "stems").exists()
+    proposed = [files(out / "detector" / "proposals", (".npz",)) for out in (one, two)]
+    assert proposed[0] == proposed[1] and len(proposed[0]) == 30
+    metrics = [json.loads((out / "detector" / "metrics.json").read_text()) for out in (one, two)]
+    assert metrics[0]["supervision"] == metrics[1]["supervision"]
+    for name in ("boxes", "eval"):
+        found = [each[name]["map"] for each in metrics]
+        assert found[1] == pytest.approx(found[0], abs=1e-3)
+        assert metrics[0][name]["proposal_recall"] == metrics[1][name]["proposal_recall"]
 
 
 @pytest.mark.slow

@@ -46,6 +46,15 @@ def test_edges_are_normalized_powers_of_rectified_cosines():
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("kernel, power", [("cosine", 2.0), ("softmax", 8.0), ("linear", 1.0)])
+def test_edges_are_what_the_layer_gives_each_source(kernel, power):
+    target, source = torch.randn(5, 16), torch.randn(9, 16)
+    layer = CongenericPropagation(kernel, mean=torch.randn(16), power=power)
+    batch = torch.zeros(9, dtype=torch.long), torch.zeros(5, dtype=torch.long)
+    expected = layer(torch.eye(9), (source, target), batch=batch)
+    torch.testing.assert_close(edge_weights(layer, target, source), expected)
+
+
 def test_heat_adds_up_to_the_map_of_the_frozen_flow(shapes, labeller, tmp_path):
     label = int(shapes.tags[3].argmax())
     name = shapes.classes[label]

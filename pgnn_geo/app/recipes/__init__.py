@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from pgnn_geo.app.cli_parser import check_aliases
 from pgnn_geo.errors import InputError
 
 NAMES = ("best", "many", "paper", "cam", "trained")
@@ -27,6 +28,7 @@ def recipe_file(args: Sequence[str]) -> Path:
     path = Path(__file__).with_name(f"{name}.yaml") if name in NAMES else Path(name)
     if not path.is_file():
         raise InputError(f"There is no recipe {name!r}; want one of {NAMES} or a YAML file.")
+    check_aliases(path)
     return path
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from pgnn_geo.boxes.training.box_views import BoxViewData, box_view_dataset
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.views import Progress, no_progress
+from pgnn_geo.losses.reduction import divisor
 from pgnn_geo.precision import Precision
+from pgnn_geo.ranks import ALONE, Ranks
 from pgnn_geo.training.fitting import adamw, fit
 
 
@@ -28,7 +31,7 @@ class AdjusterTrainingConfig:
 
     Args:
         epochs (int): Passes over the photos.
-        batch_size (int): Photos in a batch.
+        batch_size (int): Photos in a batch, of all processes together.
         sizes (tuple of int): Sides of the squares to which photos are resized.
         flip (bool): Mirror every second photo.
         draws (int): Boxes drawn around each true one at each visit.
@@ -70,11 +73,28 @@ class AdjusterTrainingConfig:
             raise InputError(f"'min_iou' must be 0 or more and below 1, got {self.min_iou}")
 
 
+def draw_boxes_around(boxes: Tensor, side: int, draws: int, min_iou: float) -> dict[str, Tensor]:
+    """Draw boxes around true ones, see :func:`~pgnn_geo.boxes.jitter_boxes`; cut them at borders.
+
+    Args:
+        boxes (torch.Tensor): True boxes :obj:`[n, 4]` in a square view.
+        side (int): Its side in pixels.
+        draws (int): Draws for each.
+        min_iou (float): Least overlap before they are cut.
+
+    Returns:
+        The drawn :obj:`boxes` and the :obj:`offsets` that lead back, both :obj:`[n * draws, 4]`.
+    """
+    moved, targets = jitter_boxes(boxes, draws, min_iou)
+    moved = clip_boxes_to_image(moved, (side, side))
+    return {"boxes": moved, "offsets": encode_boxes(moved, targets)}
+
+
 class AdjusterModule(LightningModule):
     r"""Trains a :class:`~pgnn_geo.boxes.BoxAdjuster` to find back to boxes.
 
-    Around each true box :math:`\mathbf{b}^*` boxes :math:`\mathbf{b}` are drawn, and cut at the
-    borders of the image. The loss is the smooth L1 distance of the offsets:
+    The loss is the smooth L1 distance of the offsets from drawn boxes :math:`\mathbf{b}` to the
+    true ones :math:`\mathbf{b}^*` (:func:`draw_boxes_around`):
 
     .. math::
         \mathcal{L} = \mathrm{mean} \; \mathrm{smooth}_{L_1} \bigl( \mathbf{W}
@@ -83,27 +103,32 @@ class AdjusterModule(LightningModule):
     Args:
         adjuster (BoxAdjuster): The network.
         config (AdjusterTrainingConfig): Hyper-parameters.
+        ranks (Ranks): The processes that share every batch. (default: this one alone)
     """
 
-    def __init__(self, adjuster: BoxAdjuster, config: AdjusterTrainingConfig) -> None:
+    def __init__(
+        self, adjuster: BoxAdjuster, config: AdjusterTrainingConfig, ranks: Ranks = ALONE
+    ) -> None:
         super().__init__()
         self.adjuster = adjuster
         self.config = config
+        self.average = ranks.average if ranks.size > 1 else None
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Return the loss of one batch of photos."""
-        size = batch["side"], batch["side"]
-        drawn, offsets = [], []
-        for boxes in batch["boxes"]:
-            moved, targets = jitter_boxes(boxes, self.config.draws, self.config.min_iou)
-            moved = clip_boxes_to_image(moved, size)
-            drawn.append(moved)
-            offsets.append(encode_boxes(moved, targets))
         features = self.adjuster.backbone.trunk(batch["stem"])
-        predicted = self.adjuster.forward_features(features, drawn)
-        loss = F.smooth_l1_loss(predicted, torch.cat(offsets), beta=1 / 9)
+        predicted = self.adjuster.forward_features(features, batch["boxes"])
+        offsets = torch.cat(batch["offsets"])
+        total = F.smooth_l1_loss(predicted, offsets, beta=1 / 9, reduction="sum")
+        loss = total / divisor(total.new_full((), offsets.numel()), self.average)
         self.log(
-            "loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["boxes"])
+            "loss",
+            loss,
+            on_step=True,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=len(batch["boxes"]),
+            sync_dist=True,
         )
         return loss
 
@@ -126,6 +151,7 @@ def train_adjuster(
     name: str = "adjuster",
     console: Console | None = None,
     progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
 ) -> BoxAdjuster:
     """Train a box adjuster; a run that was cut off goes on where it stopped.
 
@@ -136,7 +162,7 @@ def train_adjuster(
         boxes (sequence of Tensor): For each, one or more boxes :math:`(r, 4)` in its own pixels.
         out (Path): Folder for checkpoints and logs.
         config (AdjusterTrainingConfig, optional): Hyper-parameters; default values if not given.
-        stem_folder, callbacks, name, console, progress: See
+        stem_folder, callbacks, name, console, progress, ranks: See
             :func:`~pgnn_geo.boxes.training.train_detector`.
 
     Returns:
@@ -158,9 +184,11 @@ def train_adjuster(
         config.max_boxes,
         config.precision,
         progress,
+        partial(draw_boxes_around, draws=config.draws, min_iou=config.min_iou),
+        ranks,
     )
     data = BoxViewData(photos, config.batch_size, config.seed, config.workers)
-    module = AdjusterModule(adjuster, config)
+    module = AdjusterModule(adjuster, config, ranks)
     fit(
         module,
         data,
@@ -171,5 +199,6 @@ def train_adjuster(
         name=name,
         console=console,
         callbacks=callbacks,
+        ranks=ranks,
     )
     return adjuster.eval()

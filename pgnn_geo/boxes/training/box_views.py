@@ -1,6 +1,6 @@
 """What trainings on boxes see: views of photos behind the frozen stages, and boxes in them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pgnn_geo.features.bank import FeatureBank
 from pgnn_geo.features.views import Progress, View, no_progress
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision
+from pgnn_geo.ranks import ALONE, Ranks
 from pgnn_geo.training.stems import SeededItems, stem_banks
 
 
@@ -24,8 +25,9 @@ class BoxViewDataset(Dataset[Any]):
     """Photos passed through a backbone's frozen stages at several sizes, with boxes in them.
 
     The item of a photo and a size is drawn: mirrored or not, and which boxes if there are more
-    than :obj:`max_boxes`. It has the :obj:`stem` :math:`(C, h, w)`, :obj:`boxes` :math:`(r, 4)` in
-    pixels of the view, the :obj:`side` of the view, :obj:`index` and, if there are, :obj:`tags`.
+    than :obj:`max_boxes`, or than a third number of the key. It has the :obj:`stem`
+    :math:`(C, h, w)`, :obj:`boxes` :math:`(r, 4)` in pixels of the view, the :obj:`side` of the
+    view, :obj:`index` and, if there are, :obj:`tags`.
 
     Args:
         dataset (TaggedDataset): :math:`M` photos.
@@ -33,6 +35,8 @@ class BoxViewDataset(Dataset[Any]):
         sizes (Tensor): Height and width of each photo :math:`(M, 2)`.
         banks (dict): The stems of all photos, by view.
         max_boxes (int, optional): Boxes of a photo that are seen at a time; all if not given.
+        draw (callable, optional): What else is drawn: takes the boxes of an item and the side of
+            the view, and returns what takes the place of :obj:`boxes`, or joins it.
 
     Raises:
         InputError: If there are not boxes for each photo.
@@ -45,6 +49,7 @@ class BoxViewDataset(Dataset[Any]):
         sizes: Tensor,
         banks: dict[View, FeatureBank],
         max_boxes: int | None = None,
+        draw: Callable[[Tensor, int], dict[str, Tensor]] | None = None,
     ) -> None:
         if len(boxes) != len(dataset):
             raise InputError(f"Want boxes for each of {len(dataset)} photos, got {len(boxes)}.")
@@ -53,6 +58,7 @@ class BoxViewDataset(Dataset[Any]):
         self.sizes = sizes
         self.banks = banks
         self.max_boxes = max_boxes
+        self.draw = draw
 
     @property
     def sides(self) -> list[int]:
@@ -62,15 +68,16 @@ class BoxViewDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        index, side = key
+    def __getitem__(self, key: tuple[int, ...]) -> dict[str, Any]:
+        index, side, *most = key
         views = [view for view in self.banks if view.size == side]
         view = views[int(torch.randint(len(views), ()))]
         boxes = self.boxes[index]
-        if self.max_boxes is not None and len(boxes) > self.max_boxes:
-            boxes = boxes[torch.randperm(len(boxes))[: self.max_boxes]]
+        limit = most[0] if most else self.max_boxes
+        if limit is not None and len(boxes) > limit:
+            boxes = boxes[torch.randperm(len(boxes))[:limit]]
         height, width = self.sizes[index].tolist()
-        item = {
+        item: dict[str, Any] = {
             "stem": self.banks[view][index],
             "boxes": boxes_to_view(boxes.float(), (0, 0, width, height), (side, side), view.flip),
             "side": side,
@@ -78,6 +85,8 @@ class BoxViewDataset(Dataset[Any]):
         }
         if self.dataset.tags is not None:
             item["tags"] = self.dataset.tags[index]
+        if self.draw is not None:
+            item |= self.draw(item["boxes"], side)
         return item
 
 
@@ -85,11 +94,12 @@ class BoxViewData(LightningDataModule):
     """Batches of :class:`BoxViewDataset`, drawn anew in each epoch; one size in each batch.
 
     What is drawn depends on the seed and the epoch only, so that a training that was cut off
-    continues as it would have done.
+    continues as it would have done. Several processes share each batch; who is left without a
+    photo sees the first one without boxes, which teaches nothing.
 
     Args:
         photos (BoxViewDataset): The photos.
-        batch_size (int): Photos in a batch.
+        batch_size (int): Photos in a batch, of all processes together.
         seed (int): Seed of order, sizes and items.
         workers (int): Loader processes.
     """
@@ -105,19 +115,18 @@ class BoxViewData(LightningDataModule):
         """Return the loader of the current epoch."""
         trainer = self.trainer
         assert trainer is not None
-        sampler: DistributedSampler[Any] = DistributedSampler(
-            self.photos, trainer.world_size, trainer.global_rank, seed=self.seed
-        )
+        sampler: DistributedSampler[Any] = DistributedSampler(self.photos, 1, 0, seed=self.seed)
         sampler.set_epoch(trainer.current_epoch)
-        key = [self.seed % 2**64, trainer.current_epoch, trainer.global_rank, 1]
-        random = np.random.default_rng(key)
+        ranks = Ranks(trainer.global_rank, trainer.world_size)
+        random = np.random.default_rng([self.seed % 2**64, trainer.current_epoch, 0, 1])
         keys = []
         for rows in torch.tensor(list(sampler)).split(self.batch_size):
             side = int(random.choice(self.photos.sides))
             seeds = random.integers(2**63, size=len(rows)).tolist()
-            keys.append(
-                [((row, side), seed) for row, seed in zip(rows.tolist(), seeds, strict=True)]
-            )
+            batch: list[tuple[tuple[int, ...], int]] = [
+                ((row, side), seed) for row, seed in zip(rows.tolist(), seeds, strict=True)
+            ]
+            keys.append([*ranks.share(batch)] or [((int(rows[0]), side, 0), 0)])
         return DataLoader(
             SeededItems(self.photos),
             batch_sampler=keys,  # a list of batches is one
@@ -138,6 +147,8 @@ def box_view_dataset(
     max_boxes: int | None = None,
     precision: Precision = "auto",
     progress: Progress = no_progress,
+    draw: Callable[[Tensor, int], dict[str, Tensor]] | None = None,
+    ranks: Ranks = ALONE,
 ) -> BoxViewDataset:
     """Run the frozen stages on every view, unless that is done, and return the views with boxes.
 
@@ -148,23 +159,25 @@ def box_view_dataset(
         stem_folder (Path): Where the outputs are kept.
         sides (sequence of int): Sides of the squares to which the photos are resized.
         flip (bool): Also the mirrored photos. (default: :obj:`True`)
-        max_boxes, precision, progress: See :class:`BoxViewDataset` and
+        max_boxes, precision, progress, draw, ranks: See :class:`BoxViewDataset` and
             :func:`~pgnn_geo.features.stem_bank`.
     """
     views = [View(side, mirrored) for side in sides for mirrored in (False, True)[: 1 + flip]]
-    banks = stem_banks(backbone, dataset, stem_folder, views, precision, progress)
+    banks = stem_banks(backbone, dataset, stem_folder, views, precision, progress, ranks)
     sizes = torch.tensor([dataset.photo_size(i) for i in range(len(dataset))])
-    return BoxViewDataset(dataset, boxes, sizes, banks, max_boxes)
+    return BoxViewDataset(dataset, boxes, sizes, banks, max_boxes, draw)
 
 
 def collate_boxes(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack stems and tags; boxes stay a list, since photos differ in their number."""
+    """Stack stems and tags; what is of boxes stays a list, since photos differ in their number."""
     batch: dict[str, Any] = {
         name: torch.stack([item[name] for item in items])
         for name in ("stem", "tags")
         if name in items[0]
     }
-    batch["boxes"] = [item["boxes"] for item in items]
+    batch |= {
+        name: [item[name] for item in items] for name in ("boxes", "offsets") if name in items[0]
+    }
     batch["index"] = torch.tensor([item["index"] for item in items])
     batch["side"] = items[0]["side"]
     return batch

@@ -25,6 +25,7 @@ from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
 from pgnn_geo.features.views import Progress, no_progress
 from pgnn_geo.precision import Precision
+from pgnn_geo.ranks import ALONE, Ranks
 from pgnn_geo.training.fitting import adamw, fit
 from pgnn_geo.training.stems import tags_of
 
@@ -35,7 +36,7 @@ class DetectorTrainingConfig:
 
     Args:
         epochs (int): Passes over the photos.
-        batch_size (int): Photos in a batch.
+        batch_size (int): Photos in a batch, of all processes together.
         sizes (tuple of int): Sides of the squares to which photos are resized; each batch draws
             one. Their frozen stages are computed once and kept on disk: 2.8 MB for each photo of
             416 pixels and as much for its mirror image, by VGG-16 with four frozen stages.
@@ -92,6 +93,7 @@ class DetectorModule(LightningModule):
         network (WeakDetector): The network.
         config (DetectorTrainingConfig): Hyper-parameters.
         adjuster (BoxAdjuster, optional): Moves the pseudo ground truth. (default: :obj:`None`)
+        ranks (Ranks): The processes that share every batch. (default: this one alone)
     """
 
     def __init__(
@@ -99,10 +101,12 @@ class DetectorModule(LightningModule):
         network: WeakDetector,
         config: DetectorTrainingConfig,
         adjuster: BoxAdjuster | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
         self.network = network
         self.config = config
+        self.average = ranks.average if ranks.size > 1 else None
         self.adjuster = None if adjuster is None else adjuster.requires_grad_(False)
 
     def forward(self, batch: dict[str, Any]) -> WeakDetectorOutput:
@@ -115,16 +119,18 @@ class DetectorModule(LightningModule):
         output = self(batch)
         counts = torch.tensor([len(boxes) for boxes in batch["boxes"]], device=self.device)
         seen = counts > 0
-        losses = {"loss_image": image_loss(output.image_scores[seen], batch["tags"][seen])}
+        scores, tags = output.image_scores[seen], batch["tags"][seen]
+        losses = {"loss_image": image_loss(scores, tags, average=self.average)}
         teachers = output.stage_scores[:-1]
         for stage, (scores, logits) in enumerate(zip(teachers, output.refined, strict=True), 1):
             labels, weights = self.pseudo_labels(batch, scores)
-            losses[f"loss_refine_{stage}"] = refinement_loss(logits, labels, weights)
+            loss = refinement_loss(logits, labels, weights, self.average)
+            losses[f"loss_refine_{stage}"] = loss
         loss = torch.stack(list(losses.values())).sum()
-        size = len(counts)
-        self.log("loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=size)
+        options: dict[str, Any] = {"on_epoch": True, "batch_size": len(counts), "sync_dist": True}
+        self.log("loss", loss, on_step=True, prog_bar=True, **options)
         for name, value in losses.items():
-            self.log(name, value, on_step=False, on_epoch=True, batch_size=size)
+            self.log(name, value, on_step=False, **options)
         return loss
 
     @torch.no_grad()
@@ -165,6 +171,7 @@ def train_detector(
     name: str = "detector",
     console: Console | None = None,
     progress: Progress = no_progress,
+    ranks: Ranks = ALONE,
 ) -> WeakDetector:
     """Train a detector on a data set's tags; a run that was cut off goes on where it stopped.
 
@@ -185,6 +192,8 @@ def train_detector(
         name (str): How progress lines call it. (default: :obj:`"detector"`)
         console (rich.console.Console, optional): Where progress lines go.
         progress (callable, optional): Progress display of the frozen stages.
+        ranks (Ranks): The processes that all call this and share every batch; the first writes
+            into :obj:`out`, which all must see. (default: this one alone)
 
     Returns:
         The trained network, in evaluation mode.
@@ -212,9 +221,10 @@ def train_detector(
         config.max_proposals,
         config.precision,
         progress,
+        ranks=ranks,
     )
     data = BoxViewData(photos, config.batch_size, config.seed, config.workers)
-    module = DetectorModule(network, config, adjuster)
+    module = DetectorModule(network, config, adjuster, ranks)
     fit(
         module,
         data,
@@ -225,5 +235,6 @@ def train_detector(
         name=name,
         console=console,
         callbacks=callbacks,
+        ranks=ranks,
     )
     return network.set_sizes(config.sizes).eval()

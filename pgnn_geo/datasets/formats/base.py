@@ -1,6 +1,5 @@
 """What a format of tags is: how a file of it is told from others, and how it is read."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from xml.etree import ElementTree
 
 from pgnn_geo.datasets.tag_csv import read_text
 from pgnn_geo.errors import InputError
+from pgnn_geo.io.files import parse_json
 
 #: The names of the classes of each photo, by what the file calls the photo.
 Tags = dict[str, tuple[str, ...]]
@@ -40,7 +40,7 @@ class TagFile:
         if self.path.suffix.lower() != ".json":
             return None
         try:
-            return json.loads(self.text)
+            return parse_json(self.text)
         except ValueError as error:
             raise InputError(f"'{self.path}' cannot be read as JSON: {error}") from error
 

@@ -2,13 +2,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import Callback
 from torchvision.ops import box_iou
 
-from pgnn_geo.boxes.adjuster import BoxAdjuster, jitter_boxes
+from pgnn_geo.boxes.adjuster import BoxAdjuster, decode_boxes, jitter_boxes
 from pgnn_geo.boxes.evaluation import true_boxes
 from pgnn_geo.boxes.image_boxes import ImageBoxes
-from pgnn_geo.boxes.training.adjuster import AdjusterModule, AdjusterTrainingConfig, train_adjuster
+from pgnn_geo.boxes.training.adjuster import (
+    AdjusterModule,
+    AdjusterTrainingConfig,
+    draw_boxes_around,
+    train_adjuster,
+)
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.errors import InputError
 
@@ -78,12 +84,20 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(shapes, boxes, tmp_pa
 
 def test_a_new_adjuster_pays_for_the_offsets(shapes, boxes):
     """It answers zero, so that its loss is that of the offsets themselves."""
-    module = AdjusterModule(tiny(), replace(CONFIG, min_iou=0.95))
+    module = AdjusterModule(tiny(), CONFIG)
     module.log = lambda *args, **kwargs: None
-    batch = {"stem": torch.rand(1, 3, 64, 64), "boxes": [boxes[0]], "side": 64}
-    near = module.training_step(batch, 0).item()
-    module.config = replace(CONFIG, min_iou=0.3)
-    assert 0 < near < module.training_step(batch, 0).item()
+    losses = []
+    for least in (0.95, 0.3):
+        drawn = draw_boxes_around(boxes[0], 64, 8, least)
+        assert len(drawn["boxes"]) == 8 * len(boxes[0]) and drawn["boxes"].min() >= 0
+        torch.testing.assert_close(
+            decode_boxes(drawn["boxes"], drawn["offsets"]), boxes[0].repeat_interleave(8, dim=0)
+        )
+        batch = {"stem": torch.rand(1, 3, 64, 64), **{k: [v] for k, v in drawn.items()}}
+        losses.append(module.training_step(batch, 0).item())
+        wanted = F.smooth_l1_loss(torch.zeros_like(drawn["offsets"]), drawn["offsets"], beta=1 / 9)
+        assert losses[-1] == pytest.approx(wanted.item())
+    assert 0 < losses[0] < losses[1]
 
 
 def test_what_cannot_be_trained(shapes, boxes, tmp_path):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from pgnn_geo.boxes.adjuster import BoxAdjuster
 from pgnn_geo.boxes.inference import DetectionConfig, DetectorBoxes, detect_boxes
-from pgnn_geo.boxes.oicr import oicr_centres, oicr_labels
+from pgnn_geo.boxes.oicr import image_loss, oicr_centres, oicr_labels, refinement_loss
 from pgnn_geo.boxes.training.box_views import BoxViewData, box_view_dataset
 from pgnn_geo.boxes.training.detector import DetectorModule, DetectorTrainingConfig, train_detector
 from pgnn_geo.boxes.weak_detector import WeakDetector, select_boxes
@@ -209,11 +209,40 @@ def test_what_is_drawn_depends_on_seed_and_epoch_alone(views):
     batches = epoch_of(data, 0)
     assert {batch["side"] for batch in batches} == {32, 64}
     assert sorted(torch.cat([batch["index"] for batch in batches]).tolist()) == list(range(20))
-    halves = [
-        torch.cat([batch["index"] for batch in epoch_of(data, 0, rank, 2)]).tolist()
-        for rank in (0, 1)
+
+
+@pytest.mark.parametrize("world", [2, 3, 6])
+def test_a_batch_is_shared_as_it_is_drawn(views, world):
+    def seen(batch):
+        return list(
+            zip(batch["index"].tolist(), batch["stem"].sum(dim=(1, 2, 3)).tolist(), strict=True)
+        )
+
+    data = BoxViewData(views, 8, 0, 0)  # the last batch has four photos
+    shares = [epoch_of(data, 0, rank, world) for rank in range(world)]
+    for whole, *parts in zip(epoch_of(data, 0), *shares, strict=True):
+        assert {part["side"] for part in parts} == {whole["side"]}
+        # Who has no photo sees one without boxes.
+        own = [part for part in parts if len(part["boxes"][0]) or 3 in part["index"]]
+        assert sorted(seen(whole)) == sorted(item for part in own for item in seen(part))
+        assert len(own) == min(world, len(whole["index"]))
+
+
+def test_losses_of_shares_add_up_to_that_of_the_batch():
+    torch.manual_seed(0)
+    scores, tags = torch.rand(5, 3), (torch.rand(5, 3) > 0.5).float()
+    logits, labels, weights = torch.randn(9, 4), torch.randint(4, (9,)), torch.rand(9)
+    whole = image_loss(scores, tags), refinement_loss(logits, labels, weights)
+    found = [
+        (
+            image_loss(*(x[5 * r // 3 : 5 * (r + 1) // 3] for x in (scores, tags)), average=five),
+            refinement_loss(*(x[4 * r : 4 * r + 4] for x in (logits, labels, weights)), nine),
+        )
+        for r in range(3)
+        for five, nine in [(lambda _: torch.tensor(5 / 3), lambda _: torch.tensor(9 / 3))]
     ]
-    assert sorted(halves[0] + halves[1]) == list(range(20))
+    for one, parts in zip(whole, zip(*found, strict=True), strict=True):
+        torch.testing.assert_close(torch.stack(parts).mean(), one)  # as gradients are averaged
 
 
 def test_pseudo_labels_follow_the_adjusted_boxes(proposals, shapes):
