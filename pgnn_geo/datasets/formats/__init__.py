@@ -2,10 +2,11 @@
 
 from pgnn_geo.datasets.formats.base import TagFile, TagFormat, Tags
 from pgnn_geo.datasets.formats.folders import read_class_folders
-from pgnn_geo.datasets.formats.read import FOLDERS, read_tags, recognise
+from pgnn_geo.datasets.formats.read import BESIDE, FOLDERS, read_tags, recognise
 from pgnn_geo.datasets.formats.registry import FORMATS
 
 __all__ = [
+    "BESIDE",
     "FOLDERS",
     "FORMATS",
     "TagFile",
