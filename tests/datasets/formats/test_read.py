@@ -279,35 +279,6 @@ def test_one_clear_error(photos: Path, tmp_path: Path, file: str, text: str, wor
         read_tags(path, photos, dict.fromkeys(NAMES))
 
 
-def labelme(labels: list[str], **flags: bool) -> str:
-    shapes = [{"label": name, "points": [[1, 1], [2, 2], [3, 1]]} for name in labels]
-    return json.dumps({"version": "5.5.0", "flags": flags, "shapes": shapes, "imageData": None})
-
-
-def test_a_file_beside_each_photo(photos: Path) -> None:
-    """Of labelme's shapes and flags, and labelImg's objects; folders are then no classes."""
-    (photos / "one.json").write_text(labelme(["cat", "cat", "__ignore__"], dog=True, cow=False))
-    (photos / "trip" / "two.xml").write_text(
-        "<annotation><object><name>dog</name><part><name>head</name></part></object></annotation>"
-    )
-    with pytest.warns(InputNote, match=r"a file beside each photo \(--data folder --tags beside"):
-        assert recognise(photos) == ("folder", "beside")
-    found = read_tags("beside", photos, dict.fromkeys(NAMES))
-    assert found.tags == {NAMES[0]: ("cat", "__ignore__", "dog"), NAMES[1]: ("dog",), NAMES[2]: ()}
-    dataset = DataConfig("auto", str(photos)).build()
-    assert dataset.check() == ["image trip/far/three has no tags"]
-    (photos / "trip" / "far" / "three.json").write_text('[{"label": "cat"}]')
-    with pytest.raises(InputError, match=r"three\.json \(1 in all\); want 'shapes'"):
-        read_tags("beside", photos, dict.fromkeys(NAMES))
-    for file in (*photos.rglob("*.json"), *photos.rglob("*.xml")):
-        file.unlink()
-    with pytest.raises(InputError, match="has a file of its name beside it"):
-        read_tags("beside", photos, dict.fromkeys(NAMES))
-    (photos / "trip" / "two.txt").write_text("0 0.5 0.5 0.1 0.1\n")
-    with pytest.raises(InputError, match=r"two\.txt' may be of YOLO.*export COCO JSON"):
-        recognise(photos)
-
-
 def test_names_that_fit_several_photos(photos: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(coco()).replace("trip/two.png", "other/two.png"))
