@@ -133,7 +133,7 @@ def run(
         **stage1,
     )
     pipeline.run(config, Path(out), None if cache is None else Path(cache), ranks)
-    if ranks.is_first:
+    if exports and ranks.is_first:
         export_dataset(exports, Path(out), config.data.build(), Path(out) / config.model / "labels")
 
 

@@ -20,7 +20,8 @@ from pgnn_geo.boxes.patches import describe_boxes, make_boxes, patch_problems
 from pgnn_geo.boxes.photo_boxes import PhotoBoxes
 from pgnn_geo.boxes.training.detector import DetectorTrainingConfig
 from pgnn_geo.datasets import TaggedDataset
-from pgnn_geo.errors import InputError
+from pgnn_geo.datasets.listing import first_of
+from pgnn_geo.errors import InputError, note
 from pgnn_geo.io.checkpoint import save_attention_model
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.ledger import SupervisionLedger
@@ -119,6 +120,7 @@ def _started(config: RunConfig, segment: SegmentConfig | None, out: Path) -> dic
     if (out / "metrics.json").is_file():
         metrics: dict[str, Any] = json.loads((out / "metrics.json").read_text())
         console.print(f"{out} is done; choose another --out to start anew.")
+        _say_unlabelled(config, out)
         _show_pseudo_labels(metrics)
         _show_segmentation(metrics)
         _report(out)
@@ -127,6 +129,21 @@ def _started(config: RunConfig, segment: SegmentConfig | None, out: Path) -> dic
         raise_problems(_problems(config, segment))
     claim_folder(out, config)  # not before: a mistake leaves nothing behind
     return None
+
+
+def _say_unlabelled(config: RunConfig, out: Path) -> None:
+    """Say which photos have come since a run was finished."""
+    try:
+        photos = config.data.build().image_ids
+    except InputError:  # photos that are no longer there take nothing from what is done
+        return
+    labels = out / config.model / "labels"
+    if new := [name for name in photos if not (labels / f"{name}.png").is_file()]:
+        note(
+            f"{out} was done without photos that are there now: {first_of(new)}; 'pgnn-geo label "
+            f"--checkpoint {out / config.model / 'model'}' labels them, another --out learns from "
+            "them as well"
+        )
 
 
 def _frozen(
@@ -348,8 +365,8 @@ def _show_pseudo_labels(metrics: dict[str, Any]) -> None:
     """Print what was measured side by side, in per cent."""
     columns = {title: metrics[name] for name, title in TITLES.items() if name in metrics}
     if columns:
-        where = metrics["split"] or "photos"
-        console.print(score_table(columns, f"pseudo-labels, {where}, {metrics['images']} images"))
+        where, measured = metrics["split"] or "photos", next(iter(columns.values()))["images"]
+        console.print(score_table(columns, f"pseudo-labels, {where}, {measured} images"))
     else:
         console.print("No true masks were given, so the pseudo-labels are not measured.")
 

@@ -32,7 +32,7 @@ class DataConfig:
         classes (str, optional): Comma-separated class names that restrict the task; label images
             use 1..K in this order.
         tags (str): For VOC: auto, annotations, csv, masks or a CSV file; for a folder: a file of
-            this or another tool, labels.csv by default, or "folders".
+            this or another tool, labels.csv by default, "folders", or "beside".
         masks (str, optional): For a folder: folder of true masks ID.png, for measuring, or for
             training where they are asked for.
         max_pixels (int, optional): Largest photo that is read, width times height; 178,956,970 if
@@ -82,7 +82,10 @@ class DataConfig:
         Raises:
             InputError: If the data set cannot be opened.
         """
-        return DATASETS[self.data](self, self.has_masks()).check()
+        photos = DATASETS[self.data](self, self.has_masks())
+        if photos.has_masks:
+            photos.where_masked()  # which says how many
+        return photos.check()
 
     def has_masks(self) -> bool:
         """Whether there is a truth to measure against."""

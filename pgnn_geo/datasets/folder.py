@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pgnn_geo.datasets.base import TaggedDataset, Transform
-from pgnn_geo.datasets.formats import read_tags
+from pgnn_geo.datasets.formats import BESIDE, FOLDERS, read_tags
 from pgnn_geo.datasets.labels import multi_hot, select_classes
 from pgnn_geo.datasets.listing import (
     first_of,
     list_masks,
     list_photos,
     same_form,
+    told_apart,
 )
 from pgnn_geo.errors import InputError
 
@@ -29,7 +30,8 @@ class TaggedFolder(TaggedDataset):
             spaces, see :func:`~pgnn_geo.datasets.read_tag_csv`. An image is named by its path below
             :obj:`root`, or by its file name alone if no other photo has it; with or without the
             extension. Or a file of another tool, see :obj:`pgnn_geo.datasets.formats.FORMATS`; or
-            :obj:`"folders"`: photos lie in a folder for each class.
+            :obj:`"folders"`: photos lie in a folder for each class; or :obj:`"beside"`: a file of
+            labelme or labelImg lies beside each.
         classes (sequence of str or str, optional): All class names in the order of their labels.
             By default the names in the CSV, sorted.
         masks (str or PathLike, optional): Folder with a palette or grey PNG at :obj:`ID.png` for
@@ -62,6 +64,11 @@ class TaggedFolder(TaggedDataset):
             raise InputError(f"root '{root}' is not a folder")
         if masks is not None and not Path(masks).is_dir():
             raise InputError(f"masks '{masks}' is not a folder")
+        if str(csv) not in (FOLDERS, BESIDE) and not Path(csv).exists():
+            raise InputError(
+                f"there is no file of tags '{csv}'; write one with the columns image,labels, name "
+                "another one (--tags), or have it looked for (--data auto)"
+            )
         photos = list_photos(self.root, () if masks is None else (Path(masks),))
         files, self.tag_source, copies = read_tags(csv, self.root, photos)
         if not files:
@@ -70,11 +77,11 @@ class TaggedFolder(TaggedDataset):
             images = (
                 ""
                 if masks or not all(f.lower().endswith(".png") for f in left)
-                else ("; if they are label images, name their folder by masks")
+                else "; if they are label images, name their folder by masks (--masks)"
             )
             raise InputError(
-                f"'{csv}': no row for photos in '{root}': {first_of(left)}; "
-                f"tag them, move them away, or pass partial=True{images}"
+                f"'{csv}': no row for photos in '{root}': {first_of(told_apart(left, files))}; "
+                f"tag them, or move them away (in Python: partial=True){images}"
             )
         image_ids = [os.path.splitext(f)[0] if f in photos else f for f in files]
         if twice := [i for i, count in Counter(image_ids).items() if count > 1]:

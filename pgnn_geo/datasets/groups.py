@@ -1,7 +1,6 @@
 """Groups of images that share a class: sampling for training and for inference, collation."""
 
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from torch.utils.data import Sampler, default_collate
 
 from pgnn_geo.datasets.base import Item
 from pgnn_geo.datasets.listing import first_of
-from pgnn_geo.errors import InputError
+from pgnn_geo.errors import InputError, note
 
 
 class Groups(NamedTuple):
@@ -49,6 +48,7 @@ class ClassGroupSampler(Sampler[list[int]]):
         num_replicas (int, optional): Number of replicas :math:`R`, found likewise, or 1.
         drop_last (bool): Leave out the anchors that do not fill a batch on every replica.
             (default: :obj:`False`)
+        names (sequence of str, optional): Of the classes, for the warning.
 
     Raises:
         InputError: If an image has no tags or a number is out of range.
@@ -63,6 +63,7 @@ class ClassGroupSampler(Sampler[list[int]]):
         rank: int | None = None,
         num_replicas: int | None = None,
         drop_last: bool = False,
+        names: Sequence[str] | None = None,
     ) -> None:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if num_replicas is None:
@@ -97,11 +98,9 @@ class ClassGroupSampler(Sampler[list[int]]):
             )
         small = (self._pool.count > 0) & (self._pool.count < group_size)
         if small.any():
-            warnings.warn(
-                f"classes {small.nonzero().flatten().tolist()} have fewer than {group_size} "
-                "images; their groups repeat images",
-                stacklevel=2,
-            )
+            few = small.nonzero().flatten().tolist()
+            named = few if names is None else ", ".join(names[k] for k in few)
+            note(f"classes {named} have fewer than {group_size} images; their groups repeat images")
 
     @property
     def sampler(self) -> "ClassGroupSampler":

@@ -105,7 +105,7 @@ def unpack(
         if problems:
             raise InputError(
                 f"'{source}', column {image!r}: want photos as JPEG or PNG with their bytes, got "
-                f"{first_of(problems)}"
+                f"{first_of(problems)}; where there are paths alone, save_to_disk puts the bytes in"
             )
         # Lists of class labels are numbers of classes by their type, unless a class came twice.
         if _is_multi_hot(values, names) and (

@@ -1,5 +1,6 @@
 """Class lists, tags from annotations and masks, and tags as numbers."""
 
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -55,6 +56,13 @@ def read_classes(path: Path) -> tuple[str, ...]:
         del names[0]
     if not names:
         raise InputError(f"'{path}' names no class; want one name a line")
+    if len(names) == 1 and re.search(r"[,;|\t]", names[0]):
+        raise InputError(f"'{path}' has a single line, {names[0]!r}; want one name a line")
+    if wrong := next((name for name in names if is_background(name)), None):
+        raise InputError(
+            f"'{path}': {wrong!r} is not the first line, but label 0 is the background; put it "
+            "first, or leave it out"
+        )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"'{path}': classes given more than once: {first_of(twice)}")
     note_similar(names, f"'{path}'")

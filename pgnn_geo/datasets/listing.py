@@ -13,6 +13,9 @@ from pgnn_geo.datasets.photo_file import PHOTO_SUFFIXES
 from pgnn_geo.errors import InputError, note
 from pgnn_geo.io.files import RESULT_MARK
 
+#: Colours, at most, of an image that is taken for one of labels, not for a photo.
+_COLORS = 64
+
 T = TypeVar("T")
 
 #: Images of other formats, which are named where they are left out.
@@ -109,33 +112,71 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _label_folders(root: Path, photos: Sequence[str]) -> list[str]:
-    """Folders of label images: of palette or grey PNGs, each named as a photo beside the folder.
+    """Folders of label images: of PNGs, each named as a photo beside the folder or in one beside.
 
-    For ``trip/1.jpg`` and ``trip/2.jpg`` that is ``trip/masks`` with ``1.png`` and ``2.png``.
+    For ``trip/1.jpg`` and ``trip/2.jpg`` that is ``trip/masks`` with ``1.png`` and ``2.png``, also
+    for ``trip/images/1.jpg`` and ``trip/images/2.jpg``. Where photos lie in a folder for each class
+    and are numbered in each, they have more colours, or all have as few.
     """
-    names = {os.path.splitext(photo)[0] for photo in photos}
+    names = {os.path.splitext(photo)[0]: photo for photo in reversed(photos)}
     inside: dict[str, list[str]] = {}
     for photo in photos:
         for parent in PurePosixPath(photo).parents:
             if parent.name:
                 inside.setdefault(parent.as_posix(), []).append(photo)
+    folders: dict[PurePosixPath, list[PurePosixPath]] = {}
+    for place in map(PurePosixPath, inside):
+        folders.setdefault(place.parent, []).append(place)
     found: list[str] = []
     for folder in sorted(inside):
-        beside = PurePosixPath(folder).parent
-        twins = (
-            (beside / PurePosixPath(photo).relative_to(folder)).with_suffix("").as_posix() in names
-            and photo.lower().endswith(".png")
-            for photo in inside[folder]
-        )
-        if all(twins) and all(map(_is_label_image, (root / p for p in inside[folder][:8]))):
-            found.append(folder)
+        own, beside = inside[folder], PurePosixPath(folder).parent
+        if not all(photo.lower().endswith(".png") for photo in own) or any(
+            folder.startswith(f"{place}/") for place in found
+        ):
+            continue
+        stems = [os.path.splitext(photo.removeprefix(f"{folder}/"))[0] for photo in own]
+        if _twins(names, beside, stems):
+            if all(_is_label_image(root / photo) for photo in own[:8]):
+                found.append(folder)
+            continue
+        for place in folders[beside]:
+            twins = _twins(names, place, stems) if place != PurePosixPath(folder) else []
+            if (
+                twins
+                and all(_has_few_colors(root / photo) for photo in own[:8])
+                and not any(_has_few_colors(root / photo) for photo in twins[:8])
+            ):
+                found.append(folder)
+                break
+    return found
+
+
+def _twins(names: Mapping[str, str], place: PurePosixPath, stems: Sequence[str]) -> list[str]:
+    """The photos of these names in a folder; none if one is missing."""
+    found = []
+    for stem in stems:
+        if (twin := names.get((place / stem).as_posix())) is None:
+            return []
+        found.append(twin)
     return found
 
 
 def _is_label_image(path: Path) -> bool:
+    """Whether an image is a palette or grey PNG, or one of few colours."""
     try:
         with Image.open(path, formats=("PNG",)) as image:
-            return image.mode in ("P", "L")
+            if image.mode in ("P", "L"):
+                return True
+    except Exception:  # whatever it is, it is no label image
+        return False
+    return _has_few_colors(path)
+
+
+def _has_few_colors(path: Path) -> bool:
+    """Whether an image is a PNG of so few colours or grey levels as one of labels has."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return image.getcolors(_COLORS) is not None
     except Exception:  # whatever it is, it is no label image
         return False
 
@@ -235,3 +276,12 @@ def _bare_names(photo: str) -> set[str]:
 def _said(photo: str) -> str:
     """A file name, with escapes where another may look the same."""
     return photo if photo.isascii() else ascii(photo)
+
+
+def told_apart(names: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Names of files, with escapes and a remark where one of the others looks the same."""
+    looks = {same_form(other) for other in others}
+    return [
+        f"{_said(name)} (looks as another file's name)" if same_form(name) in looks else name
+        for name in names
+    ]

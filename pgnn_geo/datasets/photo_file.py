@@ -76,13 +76,16 @@ def opened(path: str | os.PathLike[str], max_pixels: int | None = None) -> Itera
                     )
                 yield image
     except FileNotFoundError as error:
-        raise InputError(f"photo '{path}' does not exist") from error
+        link = f": it is a link to '{os.readlink(path)}'" if os.path.islink(path) else ""
+        raise InputError(f"photo '{path}' does not exist{link}") from error
     except InputError:
         raise
     except Exception as error:  # Pillow lets struct, zlib, index and other errors through
         plain = isinstance(error, OSError | ValueError | SyntaxError)
         text = str(error) if plain else repr(error)
-        raise InputError(f"photo '{path}' cannot be decoded: {text}") from error
+        raise InputError(
+            f"photo '{path}' cannot be decoded: {text}; copy or convert it again"
+        ) from error
 
 
 def load_photo(
@@ -92,7 +95,8 @@ def load_photo(
 
     Grey, palette and transparent images are converted. Those with 16 bits a pixel, as microscopes
     and X-ray detectors write them, are divided by a power of two, the same for all of a photo: the
-    least for which its largest value fits in 8 bits.
+    least for which all but a thousandth of its values fit in 8 bits. Those above, such as of hot
+    pixels, become white.
 
     Args:
         path (str or PathLike): The file.
@@ -161,11 +165,11 @@ def as_rgb(image: Image.Image) -> Image.Image:
     image.load()
     if image.mode.startswith("I"):  # 16 bits of grey; Pillow's conversion cuts all above 255 off
         values = np.asarray(image)
-        bits = int(values.max(initial=0)).bit_length()
+        bits = int(np.quantile(values, 0.999, method="higher")).bit_length()
         image = Image.fromarray((values >> max(0, bits - 8)).clip(0, 255).astype(np.uint8))
     image = image if image.mode == "RGB" else image.convert("RGB")
-    if deep and 0 < int(np.asarray(image).max()) < 16:
-        raise ValueError("its colours use 12 of 16 bits or fewer; convert it to 8 bits a colour")
+    if deep and int(np.asarray(image).max()) < 16:
+        raise ValueError("its colours use 12 of 16 bits or fewer; use 8 bits a colour")
     return image
 
 

@@ -14,8 +14,17 @@ from pgnn_geo.datasets.listing import first_of
 from pgnn_geo.datasets.tags import clean_tags
 from pgnn_geo.errors import InputError, note
 
+#: What tables call the column of photos, and that of their labels.
+IMAGE_COLUMNS = (
+    *("image", "filename", "file_name", "file", "path", "image_path", "image_id", "id", "name"),
+)
+LABEL_COLUMNS = (
+    *("labels", "label", "tags", "tag", "classes", "class", "class_name", "categories", "category"),
+)
+
 _DELIMITERS = ",;\t|"
 _SEPARATORS = ",;|\n"
+_MARKS = {"&", "+", "/", "-"}
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 _LIST = re.compile(r"[\[({].*[\])}]", re.DOTALL)
 
@@ -29,6 +38,9 @@ class _Row(NamedTuple):
 def read_tag_csv(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
     """Read tags from a CSV with the columns :obj:`image,labels`.
 
+    Columns of other usual names (:obj:`filename`, :obj:`label`, ...) are taken where there is one
+    for each. A photo of several rows has the labels of all.
+
     Cells are separated by commas, semicolons, tabs or bars, as the header is. Labels are separated
     by spaces, or all by the same one of comma, semicolon, bar and line break; spaces are then part
     of names. A cell may also be a list as Python and JSON write it. All but spaces is said by an
@@ -39,15 +51,29 @@ def read_tag_csv(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
             ignored, an empty cell means no tags.
 
     Raises:
-        InputError: If the file cannot be read, lacks a column, has torn or duplicate rows, or
-            labels that may be read in two ways.
+        InputError: If the file cannot be read, lacks a column, has torn rows, or labels that may be
+            read in two ways.
     """
     rows = list(_rows(path, read_text(path)))
     count = Counter(row.image for row in rows)
     if twice := [image for image, times in count.items() if times > 1]:
-        raise InputError(f"'{path}': images with more than one row: {first_of(twice)}")
-    labels = _split(rows, path)
-    return clean_tags({r.image: own for r, own in zip(rows, labels, strict=True)}, f"'{path}'")
+        note(f"'{path}': photos with several rows have the labels of all: {first_of(twice)}")
+    tags: dict[str, list[str]] = {}
+    for row, own in zip(rows, _split(rows, path), strict=True):
+        tags.setdefault(row.image, []).extend(own)
+    return clean_tags(tags, f"'{path}'")
+
+
+def tag_columns(header: Sequence[str]) -> tuple[int, int] | None:
+    """Which columns hold photos and labels; :obj:`None` if that is not plain."""
+    names = [name.strip().casefold() for name in header]
+    images = [name for name in IMAGE_COLUMNS if name in names]
+    labels = [name for name in LABEL_COLUMNS if name in names]
+    if {"image", "labels"} <= set(names):
+        images, labels = ["image"], ["labels"]
+    if not images or len(labels) != 1:
+        return None
+    return names.index(images[0]), names.index(labels[0])
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -80,13 +106,18 @@ def _rows(path: str | os.PathLike[str], text: str) -> Iterator[_Row]:
             header = next(reader, [])
         except csv.Error as error:
             raise InputError(f"'{path}' cannot be read as CSV: {error}") from error
-        names = [name.strip().casefold() for name in header]
-        if {"image", "labels"} <= set(names):
+        if columns := tag_columns(header):
             break
     else:
-        columns = next(csv.reader(io.StringIO(text)), None)
-        raise InputError(f"'{path}': header must have the columns image,labels; got {columns}")
-    image, labels = names.index("image"), names.index("labels")
+        head = text.partition("\n")[0].strip()
+        raise InputError(
+            f"'{path}': the first line must have the columns image,labels, or image and a column "
+            f"of 0 and 1 for each class; got {head!r}"
+        )
+    image, labels = columns
+    named = [header[k].strip() for k in columns]
+    if [name.casefold() for name in named] != ["image", "labels"]:
+        note(f"'{path}': photos are read from the column {named[0]!r}, labels from {named[1]!r}")
     torn = []
     try:
         for cells in reader:
@@ -121,7 +152,14 @@ def _split(rows: Sequence[_Row], path: str | os.PathLike[str]) -> list[list[str]
         raise InputError(f"'{path}': labels are separated by {found}; want the same in all rows")
     separator = next(iter(first), None)
     if separator is None and all(listed is None for listed in lists):
-        return [row.labels.split() for row in rows]
+        labels = [row.labels.split() for row in rows]
+        marks = [f"line {r.line}" for r, own in zip(rows, labels, strict=True) if _MARKS & {*own}]
+        if marks:
+            raise InputError(
+                f"'{path}': '&', '+', '/' or '-' stands where a label should: {first_of(marks)}; "
+                "want spaces alone, or the same one of comma, semicolon and bar in all rows"
+            )
+        return labels
     labels = [
         listed if listed is not None else _parts(row.labels, separator)
         for row, listed in zip(rows, lists, strict=True)

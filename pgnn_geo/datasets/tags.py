@@ -1,10 +1,15 @@
 """Tags as they were read, made tags as they were meant; the same for all that tags come from."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from pgnn_geo.datasets.listing import first_of, same_form
 from pgnn_geo.errors import InputError, note
 from pgnn_geo.io.masks import IGNORE
+
+#: Between the parts of a name that may be several names.
+_JOINED = re.compile(r"\s*[/+&_-]\s*")
+_NOTHING = {"nan", "none", "null", "n/a"}  # as programs write a cell that is empty
 
 
 def clean_tags(tags: Mapping[str, Sequence[str]], source: str) -> dict[str, tuple[str, ...]]:
@@ -35,12 +40,28 @@ def is_background(name: str) -> bool:
 
 
 def note_similar(names: Iterable[str], source: str) -> None:
-    """Say which names of classes differ in case or spaces only."""
+    """Say which names of classes differ in case or spaces only, or may not be meant as one."""
     groups: dict[str, list[str]] = {}
     for name in sorted(names):
         groups.setdefault("".join(name.split()).casefold(), []).append(name)
     if alike := [" and ".join(map(repr, own)) for own in groups.values() if len(own) > 1]:
         note(f"{source}: these are read as different classes: {first_of(alike)}")
+    all_names = {name for own in groups.values() for name in own}
+    joined = [
+        f"{name!r} beside {' and '.join(map(repr, parts))}"
+        for name in sorted(all_names)
+        if len(parts := _JOINED.split(name)) > 1 and all_names.issuperset(parts)
+    ]
+    if joined:
+        note(
+            f"{source}: these are read as classes of their own: {first_of(joined)}; if they are "
+            "several labels, separate them by spaces or commas"
+        )
+    if nothing := [repr(name) for name in sorted(all_names) if name.casefold() in _NOTHING]:
+        note(
+            f"{source}: {first_of(nothing)} is read as a class; leave a cell empty where a photo "
+            "has no label"
+        )
 
 
 def is_text(name: str) -> bool:

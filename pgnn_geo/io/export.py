@@ -53,8 +53,9 @@ def write_coco(
         height, width = array.shape
         name = f"{image_id}{suffix}"
         images[image_id] = {"id": number, "file_name": name, "width": width, "height": height}
-        for label in np.unique(array[array != 0]).tolist():
-            region = mask_api.encode(np.asfortranarray(array == label, dtype=np.uint8))
+        columns = np.asfortranarray(array)  # once for all labels, as the library wants it
+        for label in filter(None, np.bincount(array.ravel()).nonzero()[0].tolist()):
+            region = mask_api.encode((columns == label).view(np.uint8))
             annotations.append(
                 {
                     "id": len(annotations) + 1,

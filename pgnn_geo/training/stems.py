@@ -195,7 +195,9 @@ def group_loader(
         photos = dataset.with_transform(TrainTransform(size))
     own = groups_per_batch // ranks.size
     groups = SeededGroups(
-        ClassGroupSampler(tags, group_size, own, seed, rank=ranks.rank, num_replicas=ranks.size)
+        ClassGroupSampler(
+            tags, group_size, own, seed, ranks.rank, ranks.size, names=dataset.classes
+        )
     )
     groups.set_epoch(epoch)
     return DataLoader(

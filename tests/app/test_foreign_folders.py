@@ -72,7 +72,10 @@ def test_masks_below_the_photos(
     doctor(photos, f"--masks={photos / 'masks'}")
     metrics = run(photos, tmp_path / "run", f"--masks={photos / 'masks'}")
     assert metrics["images"] == 4 and metrics["pgnn"]["images"] == 3  # type: ignore[index]
-    assert "3 of 4 photos have true masks" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    counted, done = printed.split("no problem found")  # by `doctor` already
+    assert "3 of 4 photos have true masks" in counted and "3 of 4 photos have true masks" in done
+    assert "pseudo-labels, photos, 3 images" in done
     doctor(photos)
     assert f"'{photos / 'masks'}' holds label images" in capsys.readouterr().out
     command = ["label", f"--checkpoint={tmp_path / 'run' / 'cam' / 'model'}", "--data=folder"]
@@ -104,6 +107,22 @@ def test_a_run_in_the_folder_of_its_photos(
     capsys.readouterr()
     doctor(photos)
     assert "no problem found" in capsys.readouterr().out
+
+
+def test_photos_that_come_after_a_run_is_done_are_said(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(photos, tmp_path / "run")
+    capsys.readouterr()
+    run(photos, tmp_path / "run")
+    assert "is done" in (printed := capsys.readouterr().out) and "note:" not in printed
+    shutil.copy(photos / "a.jpg", photos / "e.jpg")
+    tag(photos, a="cat", b="dog", c="cat dog", d="cat", e="dog")
+    run(photos, tmp_path / "run")
+    printed = capsys.readouterr().out
+    assert "was done without photos that are there now: e (1 in all)" in printed
+    (photos / "labels.csv").unlink()  # what is done is shown all the same
+    run(photos, tmp_path / "run")
 
 
 def test_a_class_background_is_settled_before_any_work(

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 
 from pgnn_geo.datasets import ClassGroupSampler, collate_groups, partner_groups
-from pgnn_geo.errors import InputError
+from pgnn_geo.errors import InputError, InputNote
 
 laws = settings(deadline=None, max_examples=25)
 
@@ -121,7 +121,9 @@ def test_draws_are_uniform() -> None:
 
 def test_a_small_class_repeats_and_warns_once() -> None:
     tags = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0]])
-    with pytest.warns(UserWarning, match=r"classes \[0, 1\] have fewer than 4") as caught:
+    with pytest.warns(InputNote, match="classes cat, dog have fewer than 3 images"):
+        ClassGroupSampler(torch.eye(2), names=["cat", "dog"])
+    with pytest.warns(InputNote, match=r"classes \[0, 1\] have fewer than 4") as caught:
         sampler = ClassGroupSampler(tags, group_size=4)
         list(sampler), list(sampler)
     assert len(caught) == 1  # class 2 has no image and is nobody's class

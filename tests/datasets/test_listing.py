@@ -104,13 +104,36 @@ def test_label_images_beside_their_photos(trip: Path) -> None:
         f"'{trip / 'masks'}' ",
     ]
     # Pictures, or one that no photo beside it is named as, are photos.
-    Image.new("RGB", (2, 2)).save(trip / "masks" / "b.png")
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    picture.save(trip / "masks" / "b.png")
     save_mask(trip / "day" / "truth" / "z.png", np.zeros((2, 2), dtype=np.uint8))
     wanted = [*PHOTOS, "masks/a.png", "masks/b.png"]
     wanted += ["day/truth/c.png", "day/truth/d.png", "day/truth/z.png"]
     assert list(list_photos(trip)) == sorted(wanted)
     left = list_photos(trip, [trip / "masks", trip / "day" / "truth"])  # but not if it is said
     assert list(left) == PHOTOS
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "1", "RGB"])
+def test_label_images_in_a_folder_beside_that_of_the_photos(tmp_path: Path, mode: str) -> None:
+    """``images`` and ``masks``, whose colours are few; photos of another class have many."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((9, 9), dtype=np.uint8)
+    mask[2:5] = 1
+    for name in ("1", "2"):
+        for folder in ("images/day", "masks/day", "grey/day"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+        picture.save(tmp_path / f"images/day/{name}.jpg")
+        picture.convert("L").save(tmp_path / f"grey/day/{name}.png")
+        Image.fromarray(mask).convert(mode).save(tmp_path / f"masks/day/{name}.png")
+    wanted = ["grey/day/1.png", "grey/day/2.png", "images/day/1.jpg", "images/day/2.jpg"]
+    with pytest.warns(InputNote, match="masks' holds label images") as notes:
+        assert list(list_photos(tmp_path)) == wanted
+    assert len(notes) == 1
+    picture.save(tmp_path / "masks/day/2.png")
+    assert list(list_photos(tmp_path)) == sorted([*wanted, "masks/day/1.png", "masks/day/2.png"])
 
 
 def test_classes_of_grey_photos_with_the_same_numbers_are_no_masks(tmp_path: Path) -> None:

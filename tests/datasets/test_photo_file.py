@@ -94,6 +94,18 @@ def test_16_bit_grey_is_scaled(tmp_path: Path, bits: int) -> None:
     assert dataset.check() == [] and torch.equal(dataset[0]["image"], photo)
 
 
+@pytest.mark.parametrize("factor", [1, 16, 256])
+def test_hot_pixels_do_not_make_a_16_bit_photo_black(tmp_path: Path, factor: int) -> None:
+    values = np.arange(4096, dtype=np.uint16).reshape(64, 64) % 200 * factor
+    Image.fromarray(values).save(tmp_path / "a.png")
+    values[3, 5] = values[40, 7] = 65535
+    Image.fromarray(values).save(tmp_path / "hot.png")
+    photo, hot = load_photo(tmp_path / "a.png"), load_photo(tmp_path / "hot.png")
+    assert hot[0, 3, 5] == hot[0, 40, 7] == 255 and photo.max() >= 128
+    hot[:, 3, 5], hot[:, 40, 7] = photo[:, 3, 5], photo[:, 40, 7]
+    assert torch.equal(photo, hot)
+
+
 def test_16_bit_colours_that_would_be_black_are_refused(tmp_path: Path) -> None:
     cv2 = pytest.importorskip("cv2")
     root = tmp_path / "photos"
@@ -101,11 +113,13 @@ def test_16_bit_colours_that_would_be_black_are_refused(tmp_path: Path) -> None:
     values = np.arange(192, dtype=np.uint16).reshape(8, 8, 3)
     cv2.imwrite(str(root / "full.png"), values * 341)
     cv2.imwrite(str(root / "low.png"), values * 20)
+    cv2.imwrite(str(root / "lower.png"), values)  # of which nothing is left
     dataset = folder_of(root)
-    (problem,) = dataset.check()
-    assert "low.png" in problem and "8 bits" in problem
-    with pytest.raises(InputError, match=r"low\.png"):
-        dataset[1]
+    problems = dataset.check()
+    for index, name in enumerate(("low.png", "lower.png"), start=1):
+        assert name in problems[index - 1] and "8 bits" in problems[index - 1]
+        with pytest.raises(InputError, match=name):
+            dataset[index]
     assert dataset[0]["image"].max() == 254
 
 
@@ -188,3 +202,9 @@ def test_thumbnails_are_the_photo_at_another_size(tmp_path: Path, orientation: i
     difference = np.asarray(small, dtype=int) - np.asarray(expected, dtype=int)
     assert np.abs(difference).mean() < 2
     assert load_thumbnail(tmp_path / "photo.jpg", 1000).size == upright.size
+
+
+def test_a_link_to_nothing_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").symlink_to("gone.jpg")
+    with pytest.raises(InputError, match=r"a\.jpg' does not exist: it is a link to 'gone\.jpg'"):
+        load_photo(tmp_path / "a.jpg")

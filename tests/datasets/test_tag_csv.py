@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,37 @@ def test_other_ways_to_separate_labels_are_said(tmp_path: Path, name: str) -> No
         assert read_tag_csv(written(tmp_path / "t.csv", SAID[name])) == WANTED
 
 
+OTHER = {
+    "Kaggle": "filename,label\na.jpg,cat dog\nb.jpg,cat\nc.jpg,\n",
+    "a photo a row": "id,tags\na.jpg,cat dog\nb.jpg,cat\nc.jpg,\n",
+    "a box a row": (
+        "filename,width,class,xmin\na.jpg,9,cat,1\na.jpg,9,dog,2\na.jpg,9,cat,3\n"
+        "b.jpg,9,cat,1\nc.jpg,9,,\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_columns_of_other_names_are_said(tmp_path: Path, name: str) -> None:
+    with pytest.warns(InputNote) as notes:
+        assert read_tag_csv(written(tmp_path / "t.csv", OTHER[name])) == WANTED
+    said = [str(note.message) for note in notes]
+    assert "photos are read from the column" in said[0]
+    assert len(said) == 1 or "several rows have the labels of all: a.jpg (1 in all)" in said[1]
+
+
+@pytest.mark.parametrize("name", ["cat/dog", "cat+dog", "cat&dog", "cat-dog", "cat_dog"])
+def test_a_name_that_may_be_several_is_said(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / "t.csv", f"image,labels\na,{name}\nb,cat\nc,dog\n")
+    with pytest.warns(InputNote, match=f"'{re.escape(name)}' beside 'cat' and 'dog'"):
+        assert read_tag_csv(path)["a"] == (name,)
+
+
+def test_an_empty_cell_that_a_program_wrote_is_said(tmp_path: Path) -> None:
+    with pytest.warns(InputNote, match=r"'nan' \(1 in all\) is read as a class"):
+        read_tag_csv(written(tmp_path / "t.csv", "image,labels\na,cat\nb,nan\n"))
+
+
 def test_what_the_csv_module_writes(tmp_path: Path) -> None:
     rows = [("image", "labels"), ("a.jpg", "traffic light, dog"), ("b, c.jpg", 'the "cat"')]
     for dialect in csv.list_dialects():
@@ -87,8 +119,10 @@ def test_spaces_in_names_where_they_do_not_separate(tmp_path: Path) -> None:
         ('image,labels\na,"cat\n', r"line \d+: unexpected end of data"),
         ('image,labels\na,"cat" dog\n', r"line 2: "),
         ("image,labels\na,cat,dog\nb\n", r"line 2, line 3 \(2 in all\)"),
-        ("file,labels\na,cat\n", r"columns image,labels; got \['file', 'labels'\]"),
-        ("", r"columns image,labels; got None"),
+        ("file,what\na,cat\n", r"columns image,labels.*got 'file,what'"),
+        ("file,label,tags\na,cat,dog\n", r"columns image,labels.*got 'file,label,tags'"),
+        ("", r"columns image,labels.*got ''"),
+        ("image,labels\na,cat\nb,cat & dog\n", r"'&'.* stands where a label should: line 3 \("),
     ],
 )
 def test_one_clear_error(tmp_path: Path, text: str, words: str) -> None:

@@ -186,11 +186,15 @@ def test_class_names_with_the_background(voc_tree: Path) -> None:
     with pytest.warns(InputNote, match="'background' is label 0"):
         assert VOC2012(voc_tree, "train").classes == VOC_CLASSES
     (voc_tree / "classes.txt").write_text("\n".join([*VOC_CLASSES[:19], "background"]))
-    with pytest.raises(InputError, match=r"'background'.*label 0 is the background"):
+    with pytest.raises(InputError, match=r"classes\.txt': 'background' is not the first line"):
         VOC2012(voc_tree, "train", tags="masks")
     (voc_tree / "classes.txt").write_text("cat\ndog\ncat\n")
     with pytest.raises(InputError, match=r"classes\.txt': classes given more than once: cat"):
         VOC2012(voc_tree, "train")
+    for text in ("cat,dog\n", "cat; dog", "cat\tdog\n"):
+        (voc_tree / "classes.txt").write_text(text)
+        with pytest.raises(InputError, match=r"classes\.txt' has a single line, 'cat"):
+            VOC2012(voc_tree, "train")
     (voc_tree / "classes.txt").write_text(" \n")
     with pytest.raises(InputError, match=r"classes\.txt' names no class"):
         VOC2012(voc_tree, "train")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pgnn_geo.datasets.formats.base import TagFile, TagFormat, Tags
+from pgnn_geo.datasets.formats.beside import has_files_beside, read_files_beside
 from pgnn_geo.datasets.formats.folders import read_class_folders
 from pgnn_geo.datasets.formats.imagenet import is_list
 from pgnn_geo.datasets.formats.registry import FORMATS
@@ -17,6 +18,9 @@ from pgnn_geo.errors import InputError, note
 
 #: In place of a file of tags: photos lie in a folder for each class.
 FOLDERS = "folders"
+
+#: In place of a file of tags: each photo has one of its name beside it.
+BESIDE = "beside"
 
 _DAMAGED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 _SUFFIXES = (".csv", ".tsv", ".json", ".xml")
@@ -34,7 +38,7 @@ def read_tags(source: str | os.PathLike[str], root: Path, photos: Mapping[str, N
     """Read the tags of photos from a file of any format, or from the names of their folders.
 
     Args:
-        source (str or PathLike): The file, or :obj:`"folders"`.
+        source (str or PathLike): The file, :obj:`"folders"` or :obj:`"beside"`.
         root (Path): The folder of the photos.
         photos (mapping): Their paths below it.
 
@@ -44,6 +48,8 @@ def read_tags(source: str | os.PathLike[str], root: Path, photos: Mapping[str, N
     if str(source) == FOLDERS:
         tags, copies = read_class_folders(root, photos)
         return PhotoTags(clean_tags(tags, f"folders of '{root}'"), FOLDERS, copies)
+    if str(source) == BESIDE:
+        return PhotoTags(clean_tags(read_files_beside(root, photos), f"'{root}'"), BESIDE, set())
     file = TagFile(Path(source))
     kind = _format_of(file)
     try:
@@ -51,8 +57,10 @@ def read_tags(source: str | os.PathLike[str], root: Path, photos: Mapping[str, N
     except InputError:
         raise
     except _DAMAGED as error:
-        said = str(error) if type(error) is ValueError else repr(error)
-        raise InputError(f"'{source}' is damaged, read as {kind.title}: {said}") from error
+        raise InputError(
+            f"'{source}' is damaged, read as {kind.title}: {_said(error)}; export it again, or "
+            "name another file of tags"
+        ) from error
     if kind.name != "csv":
         rows = clean_tags(rows, f"'{source}'")
     return PhotoTags(match_rows(rows, photos, source, kind.exact), kind.name, set())
@@ -88,21 +96,34 @@ def recognise(root: Path) -> tuple[str, str]:
         note(f"tags are read from '{files[0]}', {title} (--data folder --tags {files[0]})")
         return "folder", str(files[0])
     photos = list_photos(root)
-    if photos and all("/" in photo for photo in photos):
-        classes = {photo.split("/", 1)[0] for photo in photos}
+    if has_files_beside(root, photos):
+        note(f"tags are read from a file beside each photo (--data folder --tags {BESIDE})")
+        return "folder", BESIDE
+    classes = {photo.split("/", 1)[0] for photo in photos}
+    if len(classes) > 1 and all("/" in photo for photo in photos):
         note(f"tags are the names of {len(classes)} folders (--data folder --tags {FOLDERS})")
         return "folder", FOLDERS
     if is_packed(root):
         raise _packed(root)
     raise InputError(
-        f"'{root}' is neither VOC layout nor a folder for each class, and holds no file of tags "
-        f"that is known ({_titles()}); name one by --tags"
+        f"'{root}' is neither VOC layout nor a folder for each class, has no files of labelme or "
+        f"labelImg beside photos, and holds no file of tags that is known ({_titles()}); name one "
+        "by --tags"
     )
 
 
 def is_packed(root: Path) -> bool:
     """Whether this is a Hugging Face data set, whose photos are no files."""
     return is_hugging_face(root) and (root.is_file() or not list_photos(root))
+
+
+def _said(error: Exception) -> str:
+    """What is wrong with a file, in words."""
+    if isinstance(error, KeyError):
+        return f"a record has no {error.args[0]!r}"
+    if isinstance(error, IndexError):
+        return "a record has the number of a class that is not listed"
+    return str(error) if type(error) is ValueError else f"it is built otherwise ({error})"
 
 
 def _packed(root: Path) -> InputError:

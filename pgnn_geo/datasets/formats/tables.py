@@ -4,11 +4,10 @@ import csv
 import io
 
 from pgnn_geo.datasets.formats.base import TagFile, TagFormat, Tags
-from pgnn_geo.datasets.tag_csv import read_tag_csv
+from pgnn_geo.datasets.tag_csv import IMAGE_COLUMNS, read_tag_csv, tag_columns
 
-_IMAGE = ("image", "filename", "file_name", "file", "path", "image_path", "image_id", "id", "name")
-_YES = {"1", "1.0", "true", "yes"}
-_NO = {"", "0", "0.0", "false", "no"}
+_YES = {"1", "1.0", "1,0", "true", "yes"}
+_NO = {"", "0", "0.0", "0,0", "false", "no"}
 
 
 def _table(file: TagFile) -> list[list[str]]:
@@ -23,7 +22,7 @@ def _table(file: TagFile) -> list[list[str]]:
 
 def _fits_columns(file: TagFile) -> bool:
     table = _table(file)
-    if len(table) < 2 or "labels" in map(str.casefold, table[0]):
+    if len(table) < 2 or tag_columns(table[0]):
         return False
     image = _image_column(table[0])
     cells = [cell.casefold() for k, cell in enumerate(table[1]) if k != image]
@@ -32,7 +31,7 @@ def _fits_columns(file: TagFile) -> bool:
 
 def _image_column(header: list[str]) -> int | None:
     names = [name.casefold() for name in header]
-    return next((names.index(name) for name in _IMAGE if name in names), None)
+    return next((names.index(name) for name in IMAGE_COLUMNS if name in names), None)
 
 
 def _read_columns(file: TagFile) -> Tags:
@@ -57,8 +56,7 @@ def _read_columns(file: TagFile) -> Tags:
 
 
 def _fits_labels(file: TagFile) -> bool:
-    names = {cell.casefold() for cell in next(iter(_table(file)), [])}
-    return {"image", "labels"} <= names or file.text.startswith("sep=")
+    return bool(tag_columns(next(iter(_table(file)), []))) or file.text.startswith("sep=")
 
 
 #: Columns of zeros and ones, as pandas' ``get_dummies``, Roboflow and Kaggle have them.

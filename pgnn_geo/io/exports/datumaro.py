@@ -15,10 +15,9 @@ def _write(folder: Path, photos: Iterable[Labelled], classes: Sequence[str]) -> 
 
     items: list[dict[str, Any]] = []
     for photo in photos:
-        masks = []
+        masks, columns = [], np.asfortranarray(photo.mask)
         for number, label in enumerate(labels_in(photo.mask, len(classes))):
-            region = np.asfortranarray(photo.mask == label, dtype=np.uint8)
-            rle = pycocotools.mask.encode(region)
+            rle = pycocotools.mask.encode((columns == label).view(np.uint8))
             masks.append(
                 {
                     "id": number,

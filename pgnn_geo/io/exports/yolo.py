@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,7 @@ def _write(folder: Path, photos: Iterable[Labelled], classes: Sequence[str]) -> 
         except OSError:  # another disk, or a file system without links
             shutil.copyfile(photo.photo, image)
         height, width = photo.mask.shape
-        # Readers that cut off what is behind the point, and those that round, both get the pixel:
-        # Ultralytics and supervision.
-        columns = [f" {(x + 0.25) / width:.6f}" for x in range(width)]
-        rows = [f" {(y + 0.25) / height:.6f}" for y in range(height)]
+        columns, rows = _numbers(width), _numbers(height)
         lines = []
         for label in labels_in(photo.mask, len(classes)):
             for points in polygons(photo.mask == label):
@@ -42,6 +40,16 @@ def _write(folder: Path, photos: Iterable[Labelled], classes: Sequence[str]) -> 
     (folder / "data.yaml").write_text(
         f"train: images/train\nval: images/train\nnames:\n{names}", encoding="utf-8"
     )
+
+
+@lru_cache(maxsize=64)
+def _numbers(length: int) -> list[str]:
+    """What a file has for each place along a side.
+
+    Readers that cut off what is behind the point, and those that round, both get the pixel:
+    Ultralytics and supervision.
+    """
+    return [f" {(place + 0.25) / length:.6f}" for place in range(length)]
 
 
 def polygons(region: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
@@ -59,7 +67,7 @@ def polygons(region: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
     """
     import cv2
 
-    found, tree = cv2.findContours(region.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    found, tree = cv2.findContours(region.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     if tree is None:
         return []
     rings = [points[:, 0].astype(np.int64) for points in found]

@@ -201,7 +201,11 @@ def test_auto_on_other_folders(photos: Path, voc_tree: Path, tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"neither VOC layout .*COCO JSON.*name one by --tags"):
         recognise(photos)  # there is a photo beside the folders
     (photos / "one.jpg").unlink()
-    with pytest.warns(InputNote, match=r"names of 1 folders \(--data folder --tags folders\)"):
+    with pytest.raises(InputError, match="neither VOC layout"):  # nor is one folder a class
+        recognise(photos)
+    (photos / "other").mkdir()
+    (photos / "trip" / "far" / "three.jpg").rename(photos / "other" / "three.jpg")
+    with pytest.warns(InputNote, match=r"names of 2 folders \(--data folder --tags folders\)"):
         assert recognise(photos) == ("folder", "folders")
     (photos / "a.csv").write_text(FILES["columns"][1])
     (photos / "b.xml").write_text(CVAT)
@@ -237,7 +241,11 @@ def test_auto_on_the_command_line(photos: Path, capsys: pytest.CaptureFixture[st
             json.dumps(coco()).replace('"id": 8, "file', '"id": 9, "file'),
             "image id 9 is that of one.jpg and of trip/two.png",
         ),
-        ("a.json", '[{"data": {"image": "x"}, "annotations": [3]}]', "Label Studio JSON: Attrib"),
+        (
+            "a.json",
+            '[{"data": {"image": "x"}, "annotations": [3]}]',
+            "Label Studio JSON: it is built otherwise",
+        ),
         (
             "a.json",
             '[{"image": "one.jpg", "what": "cat", "by": "me", "annotation_id": 1}]',
@@ -249,7 +257,19 @@ def test_auto_on_the_command_line(photos: Path, capsys: pytest.CaptureFixture[st
         ("a.csv", "file,cat\none,1\ntwo,2\n", r"row 3, column 'cat' holds '2'; want 0 or 1"),
         ("a.csv", "file,cat\none,1\none,1\n", "one has more than one row"),
         ("a.csv", "file,cat\none,1\none\n", "row 3 has 1 cells, the header 2"),
-        ("a.csv", "file,tags\none,cat\n", "header must have the columns image,labels"),
+        ("a.csv", "file,what\none,cat\n", "first line must have the columns image,labels"),
+        ("a.csv", "photo;what\none;cat\n", "for each class; got 'photo;what'"),
+        (
+            "a.json",
+            json.dumps({**coco(), "annotations": [{"id": 1, "image_id": 8, "caption": "a cat"}]}),
+            "COCO JSON: a record has no 'category_id'; export it again, or name another file",
+        ),
+        (
+            "a.json",
+            '{"categories": {"label": {"labels": []}}, "items": [{"id": "one", "annotations": '
+            '[{"label_id": 0}]}]}',
+            "Datumaro JSON: a record has the number of a class that is not listed",
+        ),
     ],
 )
 def test_one_clear_error(photos: Path, tmp_path: Path, file: str, text: str, words: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from pgnn_geo.errors import InputError
+from pgnn_geo.errors import InputError, InputNote
 from pgnn_geo.io.exports import EXPORTS, check_exports, write_exports
 from pgnn_geo.io.exports.label_studio import encode_brush
 from pgnn_geo.io.exports.yolo import polygons
@@ -285,6 +285,19 @@ def test_cityscapes(labels: dict[str, np.ndarray], tmp_path: Path) -> None:
     for name, mask in labels.items():
         with Image.open(folder / "gtFine" / "train" / f"{name}_gtFine_labelTrainIds.png") as image:
             assert image.mode == "L" and np.array_equal(np.asarray(image), mask)
+
+
+def test_one_name_that_is_too_long_does_not_stop_the_others(tmp_path: Path) -> None:
+    """Cityscapes' names are 25 bytes longer than the photos'."""
+    names = ["ü" * 115, "n" * 230, "n" * 231, "a"]
+    for name in names:
+        save_mask(tmp_path / "labels" / f"{name}.png", np.eye(4, dtype=np.uint8))
+    files = [(name, tmp_path / f"{name}.jpg") for name in names]
+    place = (tmp_path / "out", files, tmp_path / "labels", CLASSES)
+    with pytest.warns(InputNote, match=r"cityscapes leaves .* 'nnn.* \(1 in all\); rename"):
+        write_exports(check_exports("cityscapes"), *place)
+    written = {path.name for path in (tmp_path / "out" / "cityscapes" / "gtFine").rglob("*.png")}
+    assert written == {f"{n}_gtFine_labelTrainIds.png" for n in names if n != "n" * 231}
 
 
 def test_what_cannot_be_exported(
