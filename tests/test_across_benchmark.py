@@ -35,10 +35,10 @@ def test_pairs_with_the_same_base(shapes_root: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     command = [f"--root={shapes_root}", f"--recipe={tmp_path / 'tiny.yaml'}", "--seeds=2"]
     command += ["--split=val", "--also", "train", "--backbone=vgg_tiny", "--directions=16"]
-    command += ["--steps=4", f"--out={tmp_path}"]
+    command += ["--steps=2", f"--out={tmp_path}", "--rows", "gate", "edges", "layer"]
     run_benchmark("across", *command)
     found = json.loads((tmp_path / "across.json").read_text())
-    assert len(found) == 2 * 15 and all(len(cell["miou"]) == 7 for cell in found.values())
+    assert len(found) == 2 * 4 and all(len(cell["miou"]) == 7 for cell in found.values())
     assert found["base; 0"]["miou"] != found["base; 1"]["miou"]  # other photos
     rows = [line.split("|") for line in (tmp_path / "across.md").read_text().splitlines()]
     means = {row[1].strip(): row for row in rows[2:]}
