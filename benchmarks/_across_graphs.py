@@ -221,8 +221,8 @@ class Layer(Graph):
     ) -> None:
         super().__init__(draw)
         torch.manual_seed(draw.seed)  # the layers draw their own weights
-        shown = draw.scores.masked_fill(draw.outside[:, None], -torch.inf).softmax(dim=2)
-        self.x = torch.cat([draw.units * self.channels**0.5, shown], dim=2)
+        # Evidence of all classes: that of a photo's tags alone would tell them.
+        self.x = torch.cat([draw.units * self.channels**0.5, draw.scores.softmax(dim=2)], dim=2)
         width, self.partners, self.plain = 2 * WIDTH, partners, normalize == "none"
         size = self.x.size(2)
         self.layer: nn.Module = (
