@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lightning.pytorch import seed_everything
 from rich.table import Table
@@ -26,71 +26,21 @@ from pgnn_geo.boxes.model_file import (
 from pgnn_geo.boxes.proposals import ProposalCache, ProposalConfig
 from pgnn_geo.boxes.training.adjuster import AdjusterTrainingConfig, train_adjuster
 from pgnn_geo.boxes.training.detector import DetectorTrainingConfig, train_detector
-from pgnn_geo.boxes.weak_detector import PoolName, WeakDetector
+from pgnn_geo.boxes.weak_detector import WeakDetector
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.model_folder import model_digest
 from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
-from pgnn_geo.nn.backbones import BackboneName
+from pgnn_geo.nn.backbones import BackboneSource
+from pgnn_geo.options import Arguments
 from pgnn_geo.precision import default_device
-from pgnn_geo.training.job import BackboneChoice, ledger_of
-from pgnn_geo.training.preflight import find_problems, raise_problems
+from pgnn_geo.training.preflight import find_problems, ledger_of, raise_problems
 
-
-@dataclass(frozen=True)
-class AdjusterNetworkConfig(BackboneChoice):
-    """The network of a box adjuster, see :class:`~pgnn_geo.boxes.BoxAdjuster`.
-
-    Args:
-        backbone (str): Trunk.
-        weights (str, optional): Pretrained weights.
-        freeze_stages (int): Leading stages of the trunk that are not trained.
-        output_stride (int): Stride of the feature map.
-        pool (str): Pooling of boxes: "max" or "align".
-        pool_size (int): Cells per side of a pooled box.
-        hidden_channels (int): Width of the two hidden layers.
-    """
-
-    backbone: BackboneName = "vgg16"
-    weights: str | None = "DEFAULT"
-    freeze_stages: int = 4
-    output_stride: int = 16
-    pool: PoolName = "max"
-    pool_size: int = 7
-    hidden_channels: int = 512
-
-
-@dataclass(frozen=True)
-class DetectorNetworkConfig(BackboneChoice):
-    """The network of a detector, see :class:`~pgnn_geo.boxes.WeakDetector`.
-
-    Args:
-        backbone (str): Trunk.
-        weights (str, optional): Pretrained weights.
-        freeze_stages (int): Leading stages of the trunk that are not trained.
-        output_stride (int): Stride of the feature map.
-        pool (str): Pooling of proposals: "max" or "align".
-        pool_size (int): Cells per side of a pooled proposal.
-        hidden_channels (int): Width of the two hidden layers.
-        refinements (int): Refinements of the scores; 0 for the two streams alone.
-        dropout (float): Dropout after each hidden layer.
-    """
-
-    backbone: BackboneName = "vgg16"
-    weights: str | None = "DEFAULT"
-    freeze_stages: int = 4
-    output_stride: int = 16
-    pool: PoolName = "max"
-    pool_size: int = 7
-    hidden_channels: int = 1024
-    refinements: int = 3
-    dropout: float = 0.5
-
-    def build(self, num_classes: int) -> WeakDetector:
-        """Build the network."""
-        return WeakDetector(num_classes=num_classes, **asdict(self))
+#: The arguments of a detector that can be chosen, and those of a box adjuster.
+DETECTOR = Arguments(WeakDetector, skip=("num_classes", "sizes"))
+ADJUSTER = Arguments(BoxAdjuster)
 
 
 @dataclass(frozen=True)
@@ -99,7 +49,7 @@ class DetectConfig:
 
     Args:
         data (DataConfig): The photos to train on and to detect in.
-        network (DetectorNetworkConfig): The network.
+        network (dict): Arguments of the network, a :class:`~pgnn_geo.boxes.WeakDetector`.
         proposals (ProposalConfig): How boxes are proposed, by selective search.
         train (DetectorTrainingConfig): Hyper-parameters of training.
         boxes (DetectionConfig): How boxes are inferred.
@@ -110,12 +60,20 @@ class DetectConfig:
     """
 
     data: DataConfig
-    network: DetectorNetworkConfig = field(default_factory=DetectorNetworkConfig)
+    network: Annotated[dict[str, Any], DETECTOR] = field(default_factory=dict)
     proposals: ProposalConfig = field(default_factory=ProposalConfig)
     train: DetectorTrainingConfig = field(default_factory=DetectorTrainingConfig)
     boxes: DetectionConfig = field(default_factory=DetectionConfig)
     adjuster: str | None = None
     eval_split: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "network", DETECTOR.complete(self.network))
+
+    @property
+    def source(self) -> BackboneSource:
+        """Where the backbone comes from."""
+        return BackboneSource(self.network["backbone"], self.network["weights"])
 
     @property
     def measured(self) -> DataConfig | None:
@@ -153,9 +111,9 @@ def detect(config: DetectConfig, out: Path, cache: Path | None = None) -> dict[s
         return metrics
     with timed("check"):
         adjuster = None if config.adjuster is None else load_adjuster(config.adjuster)
-        problems = find_problems(config.data, config.network)
+        problems = find_problems(config.data, config.source)
         if config.measured is not None:
-            problems += find_problems(config.measured, config.network)
+            problems += find_problems(config.measured, config.source)
         raise_problems(list(dict.fromkeys(problems)))
     claim_folder(out, config)  # not before: a mistake leaves nothing behind
     dataset = config.data.build()
@@ -203,14 +161,22 @@ class AdjusterConfig:
         annotations (str): COCO file of annotations; the classes in it do not matter, see
             :class:`~pgnn_geo.boxes.AuxiliaryBoxes`.
         images (str): Folder of its photos.
-        network (AdjusterNetworkConfig): The network.
+        network (dict): Arguments of the network, a :class:`~pgnn_geo.boxes.BoxAdjuster`.
         train (AdjusterTrainingConfig): Hyper-parameters of training.
     """
 
     annotations: str
     images: str
-    network: AdjusterNetworkConfig = field(default_factory=AdjusterNetworkConfig)
+    network: Annotated[dict[str, Any], ADJUSTER] = field(default_factory=dict)
     train: AdjusterTrainingConfig = field(default_factory=AdjusterTrainingConfig)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "network", ADJUSTER.complete(self.network))
+
+    @property
+    def source(self) -> BackboneSource:
+        """Where the backbone comes from."""
+        return BackboneSource(self.network["backbone"], self.network["weights"])
 
 
 def learn_adjuster(config: AdjusterConfig, out: Path) -> Path:
@@ -231,11 +197,11 @@ def learn_adjuster(config: AdjusterConfig, out: Path) -> Path:
         return path
     with timed("check"):
         dataset = AuxiliaryBoxes(config.annotations, config.images)
-        raise_problems(dataset.check() + find_problems(None, config.network))
+        raise_problems(dataset.check() + find_problems(None, config.source))
     claim_folder(out, config)
     with timed("train adjuster"):
         seed_everything(config.train.seed, workers=True, verbose=False)
-        adjuster = BoxAdjuster(**asdict(config.network))
+        adjuster = BoxAdjuster(**config.network)
         train_adjuster(
             adjuster,
             dataset,
@@ -246,7 +212,7 @@ def learn_adjuster(config: AdjusterConfig, out: Path) -> Path:
             console=console,
             progress=progress,
         )
-        entry = config.network.pretrained()
+        entry = config.source.pretrained()
         ledger = SupervisionLedger(
             weights=None if entry is None else str(entry), boxes=f"auxiliary ({dataset.name})"
         )
@@ -268,7 +234,7 @@ def _train(
         return
     with timed("train detector"):
         seed_everything(config.train.seed, workers=True, verbose=False)
-        network = config.network.build(len(dataset.classes))
+        network = WeakDetector(num_classes=len(dataset.classes), **config.network)
         train_detector(
             network,
             dataset,
@@ -280,7 +246,7 @@ def _train(
             console=console,
             progress=progress,
         )
-        ledger = ledger_of(config.network, dataset, config.data.name)
+        ledger = ledger_of(config.source, dataset, config.data.name)
         if adjuster is not None:
             ledger = ledger.merged(adjuster.ledger)
         save_detector(path, network, dataset.classes, ledger)

@@ -18,7 +18,7 @@ from pgnn_geo.datasets import DATASETS
 from pgnn_geo.features import FrozenFeatureConfig
 from pgnn_geo.io.masks import load_mask
 from pgnn_geo.labels import REFINEMENTS
-from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.evidence import EvidenceConfig
 from pgnn_geo.labels.labeller import Labeller
 from pgnn_geo.nn.kernels import KERNELS
 

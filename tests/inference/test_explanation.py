@@ -15,7 +15,7 @@ from pgnn_geo.inference.explanation import (
 )
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.labels import MapConfig, attention_maps
-from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.evidence import EvidenceConfig
 from pgnn_geo.labels.labeller import BackboneSource, Labeller
 from pgnn_geo.nn import PGNN, CongenericPropagation
 
