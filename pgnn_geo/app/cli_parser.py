@@ -50,7 +50,8 @@ class Parser(ArgumentParser):
 
 
 #: What the texts of classes have: default values, which the parser says itself, and Sphinx's roles.
-_DEFAULT, _ROLE = re.compile(r"\s*\(default:\s*[^()]*\)"), re.compile(r":\w+:`~?([^`]*)`")
+_DEFAULT = re.compile(r"\s*\(default:\s*(:\w+:`[^`]*`|[^()]*)\)")
+_ROLE = re.compile(r":\w+:`~?([^`]*)`")
 
 
 def option_names(command: Callable[..., None]) -> list[str]:
