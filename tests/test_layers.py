@@ -151,10 +151,16 @@ def repeated(root: Path) -> list[str]:
     ]
 
 
+#: Configurations of which that is meant: the words by which a data set is opened, of which each
+#: class has other forms; and what a recipe of stage 2 decides of its network.
+MEANT = (
+    "datasets/config.py:DataConfig repeats datasets/",
+    "training/segmentation_config.py:SegmentationTrainingConfig repeats nn/deeplab.py:DeepLabV2",
+)
+
+
 def test_no_configuration_repeats_the_arguments_of_a_constructor() -> None:
-    # A DataConfig says which data set is opened, by words of which each class has other forms.
-    found = [line for line in repeated(PACKAGE) if not line.startswith("datasets/config.py:Data")]
-    assert found == []
+    assert [line for line in repeated(PACKAGE) if not line.startswith(MEANT)] == []
 
 
 def test_what_is_a_repetition(tmp_path: Path) -> None:

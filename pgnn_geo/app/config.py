@@ -46,7 +46,7 @@ NETWORK = Arguments(
 SEGMENTATION_NETWORK = Arguments(
     DeepLabV2,
     TorchvisionSegmentation,
-    skip=("num_classes", "head", "dilations", "freeze_stages", "normalize"),
+    skip=("num_classes", "head", "dilations", "freeze_stages", "normalize", "propagation"),
     architecture=DEEPLAB_V2,
 )
 
@@ -213,6 +213,7 @@ class Stage2Config:
             head=self.train.head,
             freeze_stages=self.train.freeze_stages,
             normalize=self.train.normalize,
+            propagation=self.train.propagation,
             **options,
         )
 

@@ -42,6 +42,7 @@ def demo_config(out: Path, epochs: int = 25, seed: int = 0) -> RunConfig:
             network={"backbone": "vgg_tiny", "weights": "TEXTURES", "hidden_channels": 256},
             train=RECIPES["short"].changed(
                 normalize=False,
+                propagation=None,  # it is for features of photographs
                 freeze_stages=0,
                 augment="crop",
                 scale=(0.8, 1.2),

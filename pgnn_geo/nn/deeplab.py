@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pgnn_geo.errors import InputError
 from pgnn_geo.nn.backbones import Backbone, BackboneName, VGGBackbone, build_backbone
+from pgnn_geo.nn.propagation import propagated_maps
 from pgnn_geo.nn.segmentation_network import SegmentationNetwork
 
 HeadName = Literal["aspp", "largefov"]
@@ -89,11 +90,41 @@ class DilatedHead(nn.Module):
         return logits
 
 
+def compared_features(levels: Sequence[Tensor]) -> Tensor:
+    """Return what positions are compared by, :math:`(B, C, h, w)`: levels of unit length, joined.
+
+    They are centered on their mean over the photo: of many backbones the features of all positions
+    have most in common, and what tells one from the other is the rest.
+
+    Args:
+        levels (sequence of torch.Tensor): Outputs of stages; each is brought to the size of the
+            last.
+    """
+    size = levels[-1].shape[-2:]
+    same = [
+        level if level.shape[-2:] == size else F.adaptive_avg_pool2d(level, size)
+        for level in levels
+    ]
+    joined = torch.cat([F.normalize(level.float(), dim=1) for level in same], dim=1)
+    return joined - joined.mean(dim=(2, 3), keepdim=True)
+
+
 class DeepLabV2(SegmentationNetwork):
     r"""`"DeepLab-v2" <https://arxiv.org/abs/1606.00915>`_ with an ASPP or LargeFOV head.
 
     Batch norms of a pretrained backbone are frozen, statistics and weights. On a VGG each branch of
     the head has the two hidden layers of the classifier (DeepLab-ASPP-L), on ResNet none.
+
+    With :obj:`propagation` the label probabilities travel along the weighted edges of the photo's
+    graph when the network is evaluated, as class evidence does in stage 1:
+
+    .. math::
+        \mathbf{z}^{\prime}_{\alpha} = \log \sum_{\beta} E_{\alpha\beta}
+        \operatorname{softmax}(\mathbf{z}_{\beta}), \qquad E_{\alpha\beta} \propto
+        \mathrm{ReLU}(\cos(\mathbf{f}_{\alpha}, \mathbf{f}_{\beta}))^p
+
+    The nodes are all positions, :math:`\mathbf{f}` the outputs of the last two stages there, each
+    of unit length, and centered on the photo's mean. Training sees the head's :math:`\mathbf{z}`.
 
     Args:
         backbone (str): See :func:`~pgnn_geo.nn.backbones.build_backbone`.
@@ -109,13 +140,16 @@ class DeepLabV2(SegmentationNetwork):
         freeze_stages (int, optional): Leading backbone stages that are not trained; :obj:`None` for
             all of them. (default: :obj:`0`)
         normalize (bool): See :class:`DilatedHead`. (default: :obj:`False`)
+        propagation (float, optional): The power :math:`p` above, 1 or more; :obj:`None` for none.
+            (default: :obj:`None`)
 
     Shapes:
         - **input:** images :math:`(B, 3, H, W)`, RGB in :math:`[0, 1]`
         - **output:** logits :math:`(B, K+1, h, w)`, the first the background's
 
     Raises:
-        InputError: If the backbone, the head or the dilations are unknown.
+        InputError: If the backbone, the head or the dilations are unknown, or :obj:`propagation` is
+            below 1.
     """
 
     backbone: Backbone
@@ -132,8 +166,11 @@ class DeepLabV2(SegmentationNetwork):
         output_stride: int = 8,
         freeze_stages: int | None = 0,
         normalize: bool = False,
+        propagation: float | None = None,
     ) -> None:
         super().__init__()
+        if propagation is not None and propagation < 1:
+            raise InputError(f"'propagation' is a power of 1 or more, or null, got {propagation}")
         if head not in HEAD_DILATIONS:
             raise InputError(f"'head' must be one of {sorted(HEAD_DILATIONS)}, got {head!r}.")
         dilations = HEAD_DILATIONS[head] if dilations is None else tuple(dilations)
@@ -153,7 +190,9 @@ class DeepLabV2(SegmentationNetwork):
             "output_stride": output_stride,
             "freeze_stages": freeze_stages,
             "normalize": normalize,
+            "propagation": propagation,
         }
+        self.propagation = propagation
         self.num_classes = num_classes
         self.backbone = build_backbone(backbone, weights, output_stride, freeze_stages)
         hidden = hidden_channels if isinstance(self.backbone, VGGBackbone) else None
@@ -193,7 +232,13 @@ class DeepLabV2(SegmentationNetwork):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits at the backbone's output stride."""
-        return self.head(self.backbone(images))
+        if self.training or self.propagation is None:
+            return self.head(self.backbone(images))
+        levels = self.backbone.last_two(images)
+        logits = self.head(levels[-1] * self.backbone.scale)
+        probabilities = logits.float().softmax(dim=1)
+        features = compared_features(levels)
+        return propagated_maps(probabilities, features, self.propagation).clamp(min=1e-7).log()
 
     @contextmanager
     def at_output_stride(self, output_stride: int | None) -> Iterator[None]:

@@ -4,6 +4,7 @@ from math import isqrt
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import MessagePassing
@@ -280,24 +281,26 @@ def cosine_sums(
     sources add up to those over all.
 
     Args:
-        target (torch.Tensor): Unit features :math:`(T, C)`, see :func:`centered_unit`.
-        source (torch.Tensor): Unit features :math:`(S, C)`.
-        values (torch.Tensor): Values :math:`(S, K)` of the sources.
+        target (torch.Tensor): Unit features :math:`(\ldots, T, C)`, see :func:`centered_unit`.
+        source (torch.Tensor): Unit features :math:`(\ldots, S, C)`.
+        values (torch.Tensor): Values :math:`(\ldots, S, K)` of the sources.
         power (float): The exponent :math:`p`. (default: :obj:`1.0`)
         max_elements (int): The most similarities in one block. (default: :obj:`4194304`)
         weigh (callable): See :class:`~pgnn_geo.nn.kernels.Kernel`; by default the rectified power
             above.
     """
+    if torch.compiler.is_exporting():  # sizes are not known yet, so there is one block
+        return _cosine_block(target, source, values, power, weigh)
     # Blocks near the square: each row and column of a block is read from memory once.
-    rows = min(max(target.size(0), 1), isqrt(max_elements))
+    rows = min(max(target.size(-2), 1), isqrt(max_elements))
     columns = max_elements // rows
     needs_grad = torch.is_grad_enabled() and (
         target.requires_grad or source.requires_grad or values.requires_grad
     )
-    sources = list(zip(source.split(columns), values.split(columns), strict=True))
+    sources = list(zip(source.split(columns, -2), values.split(columns, -2), strict=True))
     parts = []
-    for t in target.split(rows):
-        out = values.new_zeros(t.size(0), values.size(1))
+    for t in target.split(rows, -2):
+        out = values.new_zeros(*t.shape[:-1], values.size(-1))
         for s, v in sources:
             if needs_grad:
                 part = checkpoint(
@@ -314,13 +317,36 @@ def cosine_sums(
                 part = _cosine_block(t, s, v, power, weigh)
             out = out + part
         parts.append(out)
-    return torch.cat(parts)
+    return torch.cat(parts, dim=-2)
+
+
+def propagated_maps(maps: Tensor, features: Tensor, power: float = 1.0) -> Tensor:
+    r"""Take class maps along the similarity of the positions of each photo.
+
+    :class:`CongenericPropagation` with the cosine kernel, on the complete graphs whose nodes are
+    the positions of one photo each; as all photos have as many, they go through in one product.
+
+    Args:
+        maps (torch.Tensor): Class maps :math:`(B, K, h, w)`.
+        features (torch.Tensor): Features of the same positions :math:`(B, C, h, w)`.
+        power (float): The exponent :math:`p` of the kernel. (default: :obj:`1.0`)
+
+    Returns:
+        Class maps :math:`(B, K, h, w)`; where they sum to one at every position, so do these. A
+        position whose features are zero keeps its own.
+    """
+    unit = centered_unit(features.flatten(2).mT, None)
+    values = maps.flatten(2).mT.to(unit.dtype)
+    total = cosine_sums(unit, unit, F.pad(values, (0, 1), value=1.0), power)
+    weight = total[..., -1:]
+    out = torch.where(weight == 0, values, normalized(total[..., :-1], weight))
+    return out.mT.reshape(maps.shape).to(maps.dtype)
 
 
 def _cosine_block(
     target: Tensor, source: Tensor, values: Tensor, power: float, weigh: Weigh
 ) -> Tensor:
-    return weigh(target @ source.t(), power) @ values
+    return weigh(target @ source.mT, power) @ values
 
 
 def normalized(total: Tensor, weight: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ class SegmentationTrainingConfig:
         head (str): :obj:`"aspp"` (four dilations) or :obj:`"largefov"` (one).
         normalize (bool): Scale features to a root mean square of one before the head, see
             :class:`~pgnn_geo.nn.deeplab.DilatedHead`.
+        propagation (float, optional): Power of the similarities along which probabilities travel
+            when the network is evaluated, see :class:`~pgnn_geo.nn.DeepLabV2`; null for none.
         freeze_stages (int, optional): Leading stages of the backbone that are not trained; null for
             all of them.
         epochs (int, optional): Passes over the photos, if :obj:`steps` is not given.
@@ -57,6 +59,7 @@ class SegmentationTrainingConfig:
 
     head: HeadName = "aspp"
     normalize: bool = False
+    propagation: float | None = None
     freeze_stages: int | None = 0
     epochs: int | None = None
     steps: int | None = 20_000
@@ -134,6 +137,7 @@ RECIPES: dict[RecipeName, SegmentationTrainingConfig] = {
     "short": SegmentationTrainingConfig(
         head="largefov",
         normalize=True,
+        propagation=1.0,
         freeze_stages=None,
         epochs=10,
         steps=None,

@@ -170,3 +170,51 @@ def test_a_stride_that_dilations_do_not_fit():
         with model.at_output_stride(16):
             pass
     assert model.backbone.output_stride == 8 and model.head.branches[0][0].dilation == (3, 3)
+
+
+@pytest.mark.parametrize("backbone", ["vgg_tiny", "resnet18"])
+def test_probabilities_travel_along_similar_features_when_evaluated(backbone):
+    torch.manual_seed(0)
+    plain = small(backbone).eval()
+    network = DeepLabV2.from_config({**plain.config, "propagation": 2.0}).eval()
+    network.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            parameter.normal_()
+        plain.load_state_dict(network.state_dict())
+        images = torch.rand(2, 3, 48, 64)
+        own = plain(images).softmax(1)
+        for logits, start, image in zip(network(images), own, images, strict=True):
+            before, last = plain.backbone.last_two(image[None])
+            levels = F.interpolate(before, last.shape[-2:], mode="area"), last
+            units = [each[0] / each[0].norm(dim=0) for each in levels]
+            nodes = torch.cat(units).flatten(1).T.double()
+            nodes -= nodes.mean(0)
+            nodes /= nodes.norm(dim=1, keepdim=True)
+            edges = (nodes @ nodes.T).clamp(min=0) ** 2
+            expected = edges / edges.sum(1, keepdim=True) @ start.flatten(1).double().T
+            assert torch.allclose(
+                logits.exp().flatten(1).T.double(), expected.clamp(min=1e-7), atol=1e-5
+            )
+        assert (network(images).softmax(1) - own).abs().max() > 0.01
+
+
+def test_training_sees_the_logits_of_the_head():
+    torch.manual_seed(0)
+    plain = small("vgg_tiny").train()
+    network = DeepLabV2.from_config({**plain.config, "propagation": 2.0}).train()
+    network.load_state_dict(plain.state_dict())
+    for each in (plain, network):
+        each.backbone.eval()
+        each.head.eval()
+    images = torch.rand(1, 3, 48, 48)
+    assert torch.equal(network(images), plain(images))
+    assert not torch.equal(network.eval()(images), plain(images))
+
+
+def test_networks_saved_before_there_was_propagation_have_none():
+    config = small().config
+    del config["propagation"]
+    assert DeepLabV2.from_config(config).propagation is None
+    with pytest.raises(InputError, match="'propagation' is a power of 1 or more"):
+        small(propagation=0.5)

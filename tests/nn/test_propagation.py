@@ -7,7 +7,7 @@ from torch_geometric.testing import withCUDA
 from torch_geometric.utils import to_torch_csc_tensor
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.nn.propagation import CongenericPropagation, centered_unit
+from pgnn_geo.nn.propagation import CongenericPropagation, centered_unit, propagated_maps
 
 
 def explicit_edges(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -301,3 +301,29 @@ def test_devices(device):
     prop = CongenericPropagation(max_elements=300).to(device)
     s, f, b, t = (x.to(device) for x in (scores, features, batch, tags))
     torch.testing.assert_close(prop(s, f, batch=b, node_tags=t).cpu(), expected)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    seed=st.integers(0, 10_000),
+    photos=st.integers(1, 3),
+    height=st.integers(1, 5),
+    width=st.integers(1, 5),
+    power=st.floats(1, 4),
+)
+def test_maps_travel_as_nodes_do(seed, photos, height, width, power):
+    torch.manual_seed(seed)
+    maps = torch.rand(photos, 3, height, width, dtype=torch.double)
+    features = torch.randn(photos, 6, height, width, dtype=torch.double)
+    features[0, :, 0, 0] = 0  # similar to none, not even to itself
+    nodes = height * width
+    batch = torch.arange(photos).repeat_interleave(nodes)
+    expected = CongenericPropagation(power=power)(
+        maps.flatten(2).mT.reshape(-1, 3), features.flatten(2).mT.reshape(-1, 6), batch=batch
+    )
+    expected[0] = maps[0, :, 0, 0]
+    expected = expected.view(photos, nodes, 3).mT.reshape(maps.shape)
+    assert torch.allclose(propagated_maps(maps, features, power), expected)
+    whole = maps / maps.sum(1, keepdim=True)
+    total = propagated_maps(whole, features, power).sum(1)
+    assert torch.allclose(total, torch.ones_like(total))
