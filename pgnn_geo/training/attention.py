@@ -344,22 +344,7 @@ def train_attention(
         state = torch.load(last, map_location="cpu", mmap=True, weights_only=True)
         module.load_state_dict(state["state_dict"])
         epoch = state["epoch"] + 1
-    loader = group_loader(
-        model.backbone,
-        dataset,
-        folder,
-        augment=config.augment,
-        size=config.size,
-        window=config.window,
-        group_size=config.group_size,
-        groups_per_batch=config.groups_per_batch,
-        seed=config.seed,
-        epoch=epoch,
-        precision=config.precision,
-        workers=config.workers,
-        progress=progress,
-        ranks=ranks,
-    )
+    loader = group_loader(model.backbone, dataset, folder, config, epoch, progress, ranks)
     epochs = config.epochs + config.completion_epochs
     fit(
         module,
