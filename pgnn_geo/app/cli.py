@@ -58,7 +58,7 @@ except ModuleNotFoundError as error:
         f"pgnn-geo needs the package {error.name!r}: pip install 'pgnn-geo[train]'"
     ) from None
 
-_STAGE2 = Fields(Stage2Config, skip=("network", "train", "true_masks"))
+_STAGE2 = Fields(Stage2Config, skip=("network", "train", "true_masks", "drawn"))
 _TRAIN_CHANGES = Annotated[
     dict[str, Any],
     Changes(SegmentationTrainingConfig, "Values that take the place of the recipe's"),

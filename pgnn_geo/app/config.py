@@ -148,12 +148,13 @@ class Stage2Config:
         uncertain (float, optional): Share of the background score above which background of the
             labels is not learnt, by the maps that "run" and "label" leave beside them, see
             :func:`~pgnn_geo.labels.certainty.certain_labels`; null to learn all of it.
-        true_masks (float): Share of the photos that are learnt from their true masks in place of
-            labels.
+        true_masks (float): Share of the photos that are learnt from their true masks.
+        drawn (str, optional): What people drew for some photos: a folder of label images ID.png,
+            255 where nothing is drawn, or a COCO JSON file with boxes around all of their objects.
 
     Raises:
-        InputError: If a share is out of range, true masks would be rewritten, or the network has no
-            such argument.
+        InputError: If a share is out of range, what people drew would be rewritten, or the network
+            has no such argument.
     """
 
     eval_split: str | None = "val"
@@ -164,17 +165,17 @@ class Stage2Config:
     mutual_confidence: float | None = None
     uncertain: float | None = 0.5
     true_masks: float = 0.0
+    drawn: str | None = None
 
     def __post_init__(self) -> None:
         if self.uncertain is not None and not 0 < self.uncertain <= 1:
             raise InputError(f"'uncertain' must lie in (0, 1], got {self.uncertain}")
         if not 0 <= self.true_masks <= 1:
             raise InputError(f"'true_masks' must lie in [0, 1], got {self.true_masks}")
-        if self.true_masks and self.mutual != "off":
-            raise InputError(
-                f"true_masks={self.true_masks}, mutual='{self.mutual}': the complement would "
-                "rewrite true masks; want one of the two"
-            )
+        for name in ("true_masks", "drawn"):
+            if self.mutual != "off" and (value := getattr(self, name)):
+                clash = f"{name}={value}, mutual='{self.mutual}': the latter rewrites the former"
+                raise InputError(f"{clash}; want one of the two")
         object.__setattr__(self, "network", SEGMENTATION_NETWORK.complete(self.network))
         if isinstance(self.source, TorchvisionSource):
             self._check_torchvision()

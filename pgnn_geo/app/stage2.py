@@ -14,6 +14,7 @@ from torch import Tensor
 from pgnn_geo.app.added_tags import with_added_tags
 from pgnn_geo.app.certain import certain_photos, ignored_share, maps_beside
 from pgnn_geo.app.config import SegmentConfig
+from pgnn_geo.app.drawn import read_drawn, with_drawn
 from pgnn_geo.app.evaluation import evaluate
 from pgnn_geo.app.labelling import MAPS
 from pgnn_geo.app.true_masks import choose_photos, with_true_masks
@@ -95,9 +96,10 @@ def train_and_measure(
             maps = maps_beside(Path(config.labels), dataset)
             if maps is None:
                 console.print(f"no {MAPS} beside the labels: all of their background is learnt")
-        drawn = None
+        drawn = None if config.drawn is None else read_drawn(dataset, Path(config.drawn))
+        chosen = None
         if config.true_masks:
-            drawn = choose_photos(dataset, config.data, config.true_masks)
+            chosen = choose_photos(dataset, config.data, config.true_masks)
     # Not before: a mistake leaves nothing behind.
     ranks.first(lambda: claim_folder(out, recorded))
     ranks.check_shared(out / "config.json")
@@ -111,10 +113,14 @@ def train_and_measure(
         ignored = ignored_share(folder)
         console.print(f"{100 * ignored:.1f} % of the pixels are left out as uncertain background")
     if drawn is not None:
-        true = partial(with_true_masks, dataset, *drawn, out / "labels" / "true")
+        by_hand = partial(with_drawn, dataset, drawn, out / "labels" / "drawn")
+        ranks.first(lambda: by_hand().mask_path(0))
+        dataset, ledger = by_hand(), ledger.merged(drawn.ledger)
+    if chosen is not None:
+        true = partial(with_true_masks, dataset, *chosen, out / "labels" / "true")
         ranks.first(lambda: true().mask_path(0))
         dataset = true()
-        masks = f"true masks of {len(drawn[1])} of {len(dataset)} photos ({config.data.name})"
+        masks = f"true masks of {len(chosen[1])} of {len(dataset)} photos ({config.data.name})"
         ledger = ledger.merged(SupervisionLedger(masks=masks))
     with timed("train segmenter"):
         segmenter = _train(config, dataset, ledger, out, stems, ranks)
@@ -146,6 +152,8 @@ def _check(config: SegmentConfig, ranks: Ranks) -> None:
         maps_beside(Path(config.labels), dataset)
     if config.true_masks:
         choose_photos(dataset, config.data, config.true_masks)
+    if config.drawn is not None:
+        read_drawn(dataset, Path(config.drawn))
 
 
 def labelled_photos(config: SegmentConfig) -> tuple[TaggedDataset, SupervisionLedger]:
@@ -160,8 +168,9 @@ def labelled_photos(config: SegmentConfig) -> tuple[TaggedDataset, SupervisionLe
     if config.labels == TRUTH:
         if config.mutual != "off":
             raise InputError("The mutual complement rewrites pseudo-labels, not true masks.")
-        if config.true_masks:
-            raise InputError("true_masks is for pseudo-labels; --labels truth learns all of them")
+        for name in ("true_masks", "drawn"):
+            if getattr(config, name):
+                raise InputError(f"{name} is for pseudo-labels; --labels truth learns true masks")
         if not config.data.has_masks():
             raise InputError("There are no true masks to train on: pass a folder of labels.")
         dataset = config.data.build(with_masks=True)
@@ -248,6 +257,7 @@ def _measure(
         "mutual": config.mutual,
         "uncertain": config.uncertain,
         "true_masks": config.true_masks,
+        "drawn": config.drawn,
         "prediction": {"size": segmenter.side, "scales": [1.0], "flip": True},
         "seed": config.train.seed,
         "supervision": segmenter.ledger.to_list(),

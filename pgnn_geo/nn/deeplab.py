@@ -100,9 +100,11 @@ def compared_features(levels: Sequence[Tensor]) -> Tensor:
         levels (sequence of torch.Tensor): Outputs of stages; each is brought to the size of the
             last.
     """
-    size = levels[-1].shape[-2:]
+    height, width = levels[-1].shape[-2:]
     same = [
-        level if level.shape[-2:] == size else F.adaptive_avg_pool2d(level, size)
+        level
+        if level.shape[-2:] == (height, width)
+        else F.adaptive_avg_pool2d(level, (height, width))
         for level in levels
     ]
     joined = torch.cat([F.normalize(level.float(), dim=1) for level in same], dim=1)
