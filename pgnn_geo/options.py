@@ -1,4 +1,4 @@
-"""Marks that make a configuration class the options of a command."""
+"""Marks that make configuration classes and constructors the options of a command."""
 
 import argparse
 import inspect
