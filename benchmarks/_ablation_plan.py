@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from pgnn_geo.app.config import ModelConfig, ModelName, RunConfig
+from pgnn_geo.app.config import ModelName, RunConfig
 from pgnn_geo.boxes.config import BoxConfig
 from pgnn_geo.labels.maps import MapConfig
 from pgnn_geo.nn.pgnn import ClassEmbeddingName
@@ -29,7 +29,7 @@ class Variant:
 
 def network(**changes: Any) -> Change:
     """Change the network."""
-    return lambda config: replace(config, network=replace(config.network, **changes))
+    return lambda config: replace(config, network=config.network | changes)
 
 
 def training(**changes: Any) -> Change:
@@ -51,7 +51,7 @@ def classed(embedding: ClassEmbeddingName) -> Change:
     """Give the nodes the classes of the completed maps."""
     return lambda config: replace(
         config,
-        network=replace(config.network, class_embedding=embedding),
+        network=config.network | {"class_embedding": embedding},
         train=replace(config.train, node_classes="references"),
     )
 
@@ -63,11 +63,9 @@ def tags_only(config: RunConfig) -> RunConfig:
 
 def weighted(*weights: float) -> Change:
     """Train with the loss's stable form under these lambdas."""
-    names = ("destroy", "preserve", "smoothness", "classification")
-    changes: dict[str, Any] = dict(zip(names, weights, strict=True))
 
     def change(config: RunConfig) -> RunConfig:
-        loss = replace(config.train.complementary_loss, **changes)
+        loss = config.train.complementary_loss | {"weights": weights}
         return training(complementary="stable", complementary_loss=loss)(config)
 
     return change
@@ -289,10 +287,10 @@ class Planned:
         return replace(self, variant="cam", model="cam", config=no_graph(self.config))
 
 
-def network_of(config: RunConfig, model: ModelName) -> ModelConfig:
-    """Return the network of a model, without layers if it has no graph."""
+def network_of(config: RunConfig, model: ModelName) -> dict[str, Any]:
+    """Return the arguments of a model's network, without layers if it has no graph."""
     bare = model == "cam" or config.patches == "none"
-    return replace(config.network, layers=0) if bare else config.network
+    return config.network | {"layers": 0} if bare else config.network
 
 
 class Plan:
@@ -324,7 +322,7 @@ class Plan:
         variant, model, config = self.variants[row.variant]
         completed = config.train_of(model).completion_epochs > 0
         start = config.maps_of("pgnn") if completed else config.train.completion_maps
-        graph = network_of(config, model).layers > 0
+        graph = network_of(config, model)["layers"] > 0
 
         def maps_of(changes: dict[str, Any]) -> MapConfig:
             maps = replace(start, **changes)
@@ -350,7 +348,7 @@ def describe(planned: Planned, seed: int) -> dict[str, Any]:
         "maps": planned.maps,
         "seed": seed,
         "model": planned.model,
-        "network": asdict(network_of(config, planned.model)),
+        "network": network_of(config, planned.model),
         "train": asdict(config.train_of(planned.model)),
         "boxes": None if config.boxes is None else asdict(config.boxes),
         "map_config": asdict(planned.map_config),

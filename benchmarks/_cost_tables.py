@@ -8,7 +8,7 @@ from typing import Any
 
 from pgnn_geo.app.cost import Rates, Work, predict_cost
 from pgnn_geo.io.files import atomic_write
-from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.evidence import EvidenceConfig
 
 #: Photos, classes and tags of a photo of data sets that people have.
 SETS = {"VOC": (10_582, 20, 1.5), "COCO": (118_000, 80, 2.9), "a million": (1_000_000, 80, 2.9)}

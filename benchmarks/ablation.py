@@ -25,7 +25,7 @@ from _ablation_plan import FILE_VARIANT, TABLES, Plan, Planned
 from _ablation_report import write_report
 from _common import machine
 
-from pgnn_geo.app.config import ModelConfig, RunConfig
+from pgnn_geo.app.config import RunConfig
 from pgnn_geo.boxes.patches import read_boxes
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
@@ -75,13 +75,14 @@ def parser() -> argparse.ArgumentParser:
 def base_config(args: argparse.Namespace, split: str) -> RunConfig:
     """Return the run that the variants change: the default with the changes asked for."""
     data = DataConfig("voc", str(args.root), split, args.classes, args.tags)
-    network, config = ModelConfig(), RunConfig(data, "trained", segment=None)
+    config = RunConfig(data, "trained", segment=None)
+    network = dict(config.network)
     if args.backbone:
-        network = replace(network, backbone=args.backbone)
+        network["backbone"] = args.backbone
     if args.weights == "none":
-        network = replace(network, weights=None, freeze_stages=0)
+        network |= {"weights": None, "freeze_stages": 0}
     elif args.weights:
-        network = replace(network, weights=args.weights)
+        network["weights"] = args.weights
     train, maps = config.train, config.maps
     if args.size:
         completion = replace(train.completion, size=args.size)
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
     base = base_config(args, photos.split)
     args.out.mkdir(parents=True, exist_ok=True)
     claim_folder(args.out, base)
-    problems = [*photos.truth.check(), *find_problems(None, base.network)]
+    problems = [*photos.truth.check(), *find_problems(None, base.source)]
     if args.boxes is not None and not problems:
         read_boxes(Path(args.boxes), photos.tagged)
     raise_problems(problems)

@@ -37,14 +37,14 @@ from missing_tags import reduced
 from stage1 import values
 from torch import Tensor
 
-from pgnn_geo.app.config import ModelConfig
+from pgnn_geo.app.config import NETWORK
 from pgnn_geo.app.recipes import recipe_file
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.features import FrozenFeatureConfig, frozen_features
 from pgnn_geo.io.files import atomic_write
 from pgnn_geo.io.run_folder import progress
-from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.evidence import EvidenceConfig
 from pgnn_geo.labels.frozen import EvidenceModel, fit_evidence
 from pgnn_geo.labels.objectness import fit_objectness, on_objects
 from pgnn_geo.labels.position_classifier import confident_labels
@@ -243,7 +243,7 @@ def main() -> None:
     ]
     assert all(part.tags is not None for part in parts)
     tags = torch.cat([part.tags for part in parts if part.tags is not None]).bool()
-    backbone = build_backbone(args.backbone, ModelConfig().weights)
+    backbone = build_backbone(args.backbone, NETWORK.defaults["weights"])
     banks = [
         frozen_features(backbone, part, args.out / f"features-{i}", frozen, progress)
         for i, part in enumerate(parts)

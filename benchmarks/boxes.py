@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from pgnn_geo.app.label_defaults import label_defaults
+from pgnn_geo.app.config import label_defaults
 from pgnn_geo.boxes import AttentionBoxConfig, AttentionBoxes, BoxFile, BoxSource
 from pgnn_geo.boxes.attention_boxes import ScoreName
 from pgnn_geo.boxes.evaluation import evaluate_boxes, true_boxes

@@ -35,7 +35,7 @@ from _common import machine
 from _cost_tables import SETS, counts_table, features_table, plot, rates_table, sets_table
 from _readme import replace_marked
 
-from pgnn_geo.app.config import LabelConfig, ModelConfig
+from pgnn_geo.app.config import LabelConfig
 from pgnn_geo.app.cost import Clock, measure_rates, predict_cost
 from pgnn_geo.app.labelling import label_images
 from pgnn_geo.datasets import VOC2012, TaggedDataset
@@ -44,9 +44,9 @@ from pgnn_geo.io.files import write_json
 from pgnn_geo.io.masks import save_maps, save_mask
 from pgnn_geo.io.model_folder import sha256_of
 from pgnn_geo.io.run_folder import peak_memory, processor_seconds, progress, recording, timed
-from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.evidence import EvidenceConfig
 from pgnn_geo.labels.frozen import fit_evidence
-from pgnn_geo.nn.backbones import build_backbone
+from pgnn_geo.nn.backbones import BackboneSource, build_backbone
 from pgnn_geo.precision import default_device
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -119,8 +119,8 @@ def rates(photos: TaggedDataset, setting: str, of: str, clock: Clock) -> dict[st
     options = FrozenFeatureConfig(size=int(size), stride=int(stride))
     tagged = tagged_like(photos, *SETS[of][1:])
     labels = LabelConfig(refine="par")
-    network = ModelConfig(name, None)
-    work, found = measure_rates(tagged, network, options, EVIDENCE, labels, clock=clock)
+    source = BackboneSource(name, None)
+    work, found = measure_rates(tagged, source, options, EVIDENCE, labels, clock=clock)
     return {"setting": setting, "of": of, "work": asdict(work), "rates": asdict(found)}
 
 
@@ -129,9 +129,9 @@ def counts(
 ) -> dict[str, Any]:
     """Stage 1, as a run does it, after its prediction."""
     name, size, stride = setting.split()
-    options, network = FrozenFeatureConfig(size=int(size), stride=int(stride)), ModelConfig(name)
-    labels = LabelConfig(refine=refine)
-    work, found = measure_rates(photos, network, options, EVIDENCE, labels, clock=clock)
+    options = FrozenFeatureConfig(size=int(size), stride=int(stride))
+    source, labels = BackboneSource(name, "DEFAULT"), LabelConfig(refine=refine)
+    work, found = measure_rates(photos, source, options, EVIDENCE, labels, clock=clock)
     assert photos.tags is not None
     backbone = build_backbone(name)
     peaks, own = {}, Own()

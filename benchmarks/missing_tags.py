@@ -30,14 +30,14 @@ from _paired import paired_difference
 from stage1 import MEASURES, values
 from torch import Tensor
 
-from pgnn_geo.app.config import LabelConfig, ModelConfig
+from pgnn_geo.app.config import NETWORK, LabelConfig
 from pgnn_geo.app.recipes import recipe_file
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.features import FrozenFeatureConfig, frozen_features
 from pgnn_geo.io.files import atomic_write
 from pgnn_geo.io.run_folder import progress
-from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.evidence import EvidenceConfig
 from pgnn_geo.labels.frozen import fit_evidence
 from pgnn_geo.labels.seeds import seed_labels
 from pgnn_geo.metrics import ConfusionMatrix
@@ -123,7 +123,7 @@ def main() -> None:
     measured = parts[0]
     assert all(part.tags is not None for part in parts)
     tags = torch.cat([part.tags for part in parts if part.tags is not None]).bool()
-    backbone = build_backbone(args.backbone, ModelConfig().weights)
+    backbone = build_backbone(args.backbone, NETWORK.defaults["weights"])
     banks = [
         frozen_features(backbone, part, args.out / f"features-{k}", frozen, progress)
         for k, part in enumerate(parts)

@@ -26,8 +26,9 @@ from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.features import FrozenFeatureConfig
 from pgnn_geo.io.files import atomic_write
 from pgnn_geo.io.ledger import SupervisionLedger
-from pgnn_geo.labels.evidence_config import EvidenceConfig
-from pgnn_geo.labels.labeller import BackboneSource, Labeller
+from pgnn_geo.labels.evidence import EvidenceConfig
+from pgnn_geo.labels.labeller import Labeller
+from pgnn_geo.nn.backbones import BackboneSource
 
 LABELS = {"classifier": {"background": 0.6, "refine": "par"}}
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from _common import Report, Timing, parser, peak_bytes
 from torch import Tensor
 
-from pgnn_geo.app.config import ModelConfig
+from pgnn_geo.app.config import NETWORK
 from pgnn_geo.datasets import Shapes, TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.features.bank import FeatureBank
@@ -97,7 +97,8 @@ def main() -> None:
     options.add_argument("--images", type=int, default=32, help="so many photos, evenly spread")
     options.add_argument("--size", type=int, default=256, help="side of the photos in pixels")
     options.add_argument("--rounds", type=int, default=5, help="measurements of each rival")
-    options.add_argument("--frozen", type=int, default=ModelConfig().freeze_stages, help="stages")
+    frozen = NETWORK.defaults["freeze_stages"]
+    options.add_argument("--frozen", type=int, default=frozen, help="stages")
     args = options.parse_args()
     if args.quick:
         args.images, args.size = min(args.images, 16), 128

@@ -23,9 +23,8 @@ import torch
 from _common import machine
 from torch import Tensor
 
-from pgnn_geo.app.config import LabelConfig
+from pgnn_geo.app.config import LabelConfig, label_defaults
 from pgnn_geo.app.evaluation import evaluate
-from pgnn_geo.app.label_defaults import label_defaults
 from pgnn_geo.app.pipeline import label_images
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig

@@ -41,7 +41,7 @@ from _segmentation_cells import (
 
 from pgnn_geo.app import stage2
 from pgnn_geo.app.cli_parser import run_function
-from pgnn_geo.app.config import SegmentationNetworkConfig, Stage2Config
+from pgnn_geo.app.config import SEGMENTATION_NETWORK, Stage2Config
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.io.files import atomic_write, write_json
@@ -59,7 +59,6 @@ CERTAIN: list[float | None] = [0.5]
 PSEUDO = [0.0]
 SEEDS = list(range(8))
 ONE: list[ProtocolName] = []
-NETWORK = SegmentationNetworkConfig()
 SETTINGS: dict[str, dict[str, Any]] = {"": {}}
 CHANGES = "Values that take the place of the recipe's"
 
@@ -207,6 +206,7 @@ def compare(
     root: str,
     out: str,
     train: Annotated[dict[str, Any], Changes(SegmentationTrainingConfig, CHANGES)],
+    network: Annotated[dict[str, Any], SEGMENTATION_NETWORK],
     labels: dict[str, str] = NONE,
     truth: bool = True,
     mutual: list[MutualName] = OFF,
@@ -219,7 +219,6 @@ def compare(
     classes: str | None = None,
     seeds: list[int] = SEEDS,
     recipe: RecipeName = "short",
-    network: SegmentationNetworkConfig = NETWORK,
     settings: dict[str, dict[str, Any]] = SETTINGS,
     own: int | None = None,
     protocols: list[ProtocolName] = ONE,
@@ -230,6 +229,7 @@ def compare(
         root: The VOC2012 folder.
         out: Folder of the results.
         train: Values that take the place of the recipe's.
+        network: Arguments of the network.
         labels: Folders of label images, --labels.NAME FOLDER for each.
         truth: Whether to train on the true masks as well: full supervision.
         mutual: Rules of the mutual complement, each tried on each folder of labels.
@@ -244,7 +244,6 @@ def compare(
         classes: Comma-separated names that restrict the task.
         seeds: Seeds of training.
         recipe: Recipe of stage 2.
-        network: The network.
         settings: Further such values by name, a row each on every kind of labels.
         own: Every how manieth training photo is predicted as well, with its tags known.
         protocols: Further ways to predict the photos that are measured: "par", refined along the

@@ -38,7 +38,7 @@ from typing import Any
 import yaml
 from _common import machine
 
-from pgnn_geo.app.config import CAM_LABELS, LabelConfig, ModelConfig
+from pgnn_geo.app.config import CAM_LABELS, NETWORK, LabelConfig
 from pgnn_geo.app.labelling import label_images
 from pgnn_geo.app.recipes import recipe_file
 from pgnn_geo.datasets import TaggedDataset
@@ -46,7 +46,7 @@ from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.features import FrozenFeatureConfig, frozen_features
 from pgnn_geo.io.files import atomic_write
 from pgnn_geo.io.run_folder import progress
-from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.evidence import EvidenceConfig
 from pgnn_geo.labels.frozen import EvidenceModel, fit_evidence
 from pgnn_geo.labels.tagged_maps import TaggedMaps
 from pgnn_geo.metrics import ConfusionMatrix, ErrorBreakdown
@@ -170,7 +170,7 @@ def main() -> None:
     (photos, learned), clock = photos_of(args), Clock()
     assert photos.tags is not None and learned.tags is not None
     with clock.step("features"):
-        backbone = build_backbone(args.backbone, ModelConfig().weights)
+        backbone = build_backbone(args.backbone, NETWORK.defaults["weights"])
         folder = args.out / f"{args.split}{'' if args.tune is None else '-' + args.tune}"
         bank = frozen_features(backbone, photos, folder, features, progress)
         more = bank

@@ -221,7 +221,7 @@ def test_equal_variants_are_trained_once(plan: ModuleType) -> None:
         _, model, config = found.variants[name]
         train = config.train_of(model)
         assert train.epochs + train.completion_epochs == 6
-    coarse = plan.Plan(replace(base, network=replace(base.network, grid=2)))
+    coarse = plan.Plan(replace(base, network=base.network | {"grid": 2}))
     assert coarse.variants["grid-2"][0] == "pgnn" and coarse.variants["grid-4"][0] == "grid-4"
 
 

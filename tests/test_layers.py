@@ -119,3 +119,53 @@ def test_what_is_a_violation(tmp_path: Path, place: str, code: str, wrong: str |
     line = len(code.splitlines())
     expected = [] if wrong is None else [f"pgnn_geo/{place}:{line} imports {wrong}"]
     assert violations(tmp_path / "pgnn_geo") == expected
+
+
+def lists_of_names(root: Path) -> Iterator[tuple[str, bool, set[str]]]:
+    """Yield each class of a package: its place, whether it is a configuration, and its names.
+
+    The names are the fields of a configuration, or the arguments of another class.
+    """
+    for path in sorted(root.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            place = f"{path.relative_to(root)}:{node.name}"
+            if node.name.endswith("Config"):
+                targets = (each.target for each in node.body if isinstance(each, ast.AnnAssign))
+                yield place, True, {each.id for each in targets if isinstance(each, ast.Name)}
+            for each in node.body:
+                if isinstance(each, ast.FunctionDef) and each.name == "__init__":
+                    arguments = [*each.args.args[1:], *each.args.kwonlyargs]
+                    yield place, False, {argument.arg for argument in arguments}
+
+
+def repeated(root: Path) -> list[str]:
+    """Return the constructors of which a configuration class has four arguments or more."""
+    found = list(lists_of_names(root))
+    return [
+        f"{config} repeats {place}: {', '.join(sorted(fields & names))}"
+        for config, is_config, fields in found
+        for place, other, names in found
+        if is_config and not other and len(fields & names) > 3
+    ]
+
+
+#: Configurations of which that is meant: the words by which a data set is opened, of which each
+#: class has other forms; and what a recipe of stage 2 decides of its network.
+MEANT = (
+    "datasets/config.py:DataConfig repeats datasets/",
+    "training/segmentation_config.py:SegmentationTrainingConfig repeats nn/deeplab.py:DeepLabV2",
+)
+
+
+def test_no_configuration_repeats_the_arguments_of_a_constructor() -> None:
+    assert [line for line in repeated(PACKAGE) if not line.startswith(MEANT)] == []
+
+
+def test_what_is_a_repetition(tmp_path: Path) -> None:
+    code = "class Net:\n    def __init__(self, a, b=1, *, c=2, d=3): ...\n"
+    for name, names in (("Same", "abcd"), ("Other", "abce")):
+        code += f"class {name}Config:\n" + "".join(f"    {each}: int\n" for each in names)
+    (tmp_path / "net.py").write_text(code)
+    assert repeated(tmp_path) == ["net.py:SameConfig repeats net.py:Net: a, b, c, d"]

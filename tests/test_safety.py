@@ -30,7 +30,7 @@ from pgnn_geo.io.export import read_coco, write_voc_submission
 from pgnn_geo.io.files import inside
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import load_mask, save_mask
-from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.evidence import EvidenceConfig
 from pgnn_geo.labels.labeller import BackboneSource, Labeller
 from pgnn_geo.nn import PGNN, DeepLabV2
 from pgnn_geo.nn.backbones import build_backbone

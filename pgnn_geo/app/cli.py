@@ -24,10 +24,10 @@ try:
     from pgnn_geo.app.cli_measure import doctor, evaluate, exit_with, report
     from pgnn_geo.app.cli_parser import option_names, run_command
     from pgnn_geo.app.config import (
+        NETWORK,
+        SEGMENTATION_NETWORK,
         LabelConfig,
-        ModelConfig,
         RunConfig,
-        SegmentationNetworkConfig,
         Stage2Config,
     )
     from pgnn_geo.app.demo import demo_config
@@ -44,7 +44,7 @@ try:
     from pgnn_geo.io.exports import check_exports
     from pgnn_geo.io.masks import load_mask
     from pgnn_geo.io.run_folder import claim_folder, console, join, notes_as_lines, progress
-    from pgnn_geo.labels.evidence_config import StepName
+    from pgnn_geo.labels.evidence import StepName
     from pgnn_geo.labels.maps import MapConfig
     from pgnn_geo.options import Changes, Fields
     from pgnn_geo.training.preflight import find_problems, raise_problems
@@ -65,7 +65,7 @@ _TRAIN_CHANGES = Annotated[
 ]
 _MODEL_MAPS = "How a trained network's attention maps are inferred, if not as its run does"
 _MODEL_LABELS = "How label images are made from the maps, if not as the model's run does"
-_NETWORK, _SEGMENTATION, _BOXES = ModelConfig(), SegmentationNetworkConfig(), BoxConfig()
+_BOXES = BoxConfig()
 
 
 def demo(out: str = "runs/demo", epochs: int = 25, seed: int = 0) -> None:
@@ -84,6 +84,7 @@ def run(
     photos: PhotoOptions,
     stage1: Annotated[dict[str, Any], Fields(RunConfig, skip=("data", "patches", "segment"))],
     stage2: Annotated[dict[str, Any], _STAGE2],
+    segment_network: Annotated[dict[str, Any], SEGMENTATION_NETWORK],
     segment_train: _TRAIN_CHANGES,
     out: str = "runs/run",
     recipe: str = "best",
@@ -91,7 +92,6 @@ def run(
     patches: Literal["none", "grid", "boxes"] = "none",
     boxes: BoxConfig = _BOXES,
     segment: Literal["off", "short", "deeplab", "light"] = "short",
-    segment_network: SegmentationNetworkConfig = _SEGMENTATION,
     export: str | None = None,
 ) -> None:
     """Do the whole job: label the photos, train DeepLab-v2 on the labels, measure. Resumes.
@@ -101,6 +101,7 @@ def run(
         photos: Which photos, tags and classes.
         stage1: How labels are made, see :class:`~pgnn_geo.app.config.RunConfig`.
         stage2: What the network learns, see :class:`~pgnn_geo.app.config.Stage2Config`.
+        segment_network: Arguments of the network of stage 2, DeepLab-v2 or one of torchvision's.
         segment_train: Values that take the place of those of the recipe of stage 2.
         out: Folder of the run.
         recipe: Where the values of all other options come from that are not given: "best", what
@@ -114,7 +115,6 @@ def run(
             photos, a CPU), "deeplab" (that of the paper, a GPU) or "light" (for a light network
             such as --segment_network.architecture lraspp_mobilenet_v3_large); "off" ends with the
             labels.
-        segment_network: Its network, DeepLab-v2 or one of torchvision's.
         export: Formats such as "coco,yolo" for the P-GNN's labels in OUT/exports as well.
     """
     exports = check_exports(export)
@@ -137,10 +137,10 @@ def run(
         export_dataset(exports, Path(out), config.data.build(), Path(out) / config.model / "labels")
 
 
-def _check_graph(patches: str, network: ModelConfig) -> None:
+def _check_graph(patches: str, network: dict[str, Any]) -> None:
     """Refuse settings of the patch graph where there is none."""
     of_graph = ("grid", "layers", "heads", "class_embedding", "normalize")
-    idle = [name for name in of_graph if getattr(network, name) != getattr(_NETWORK, name)]
+    idle = [name for name in of_graph if network[name] != NETWORK.defaults[name]]
     if patches == "none" and idle:
         raise InputError(f"--network.{idle[0]} is of the patch graph: want --patches grid or boxes")
 
@@ -168,7 +168,7 @@ def train(
 
     def check() -> None:
         claim_folder(Path(out), config)
-        raise_problems(find_problems(config.data, config.network))
+        raise_problems(find_problems(config.data, config.source))
 
     ranks.first(check)
     ranks.check_shared(Path(out) / "config.json")

@@ -13,6 +13,7 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.run_folder import console, join, progress
 from pgnn_geo.metrics import ErrorBreakdown
+from pgnn_geo.nn.backbones import BackboneSource
 from pgnn_geo.options import Fields
 from pgnn_geo.training.preflight import describe_backbone, describe_machine, find_problems
 from pgnn_geo.viz.report import below, error_table, score_table
@@ -88,16 +89,16 @@ def doctor(
         root: Folder of the data set; without it only packages and weights are checked.
         recipe: See "run": where options come from that are not given.
     """
-    flow, *settings = (stage1[name] for name in _STAGE1)
-    network = settings[0]
-    for line in [*describe_machine(), *describe_backbone(network)]:
+    flow, network, *settings = (stage1[name] for name in _STAGE1)
+    source = BackboneSource(network["backbone"], network["weights"])
+    for line in [*describe_machine(), *describe_backbone(source)]:
         console.print(line, highlight=False, soft_wrap=True)
     data = None if root is None else DataConfig(root=root, **photos)
-    problems = find_problems(data, network)
+    problems = find_problems(data, source)
     lines = []
-    if data is not None and not problems and flow == "frozen" and network.weights is not None:
+    if data is not None and not problems and flow == "frozen" and source.weights is not None:
         try:
-            work, rates = measure_rates(data.build(), *settings)
+            work, rates = measure_rates(data.build(), source, *settings)
             lines = describe_cost(work, predict_cost(work, rates))
         except InputError as error:
             problems.append(str(error))

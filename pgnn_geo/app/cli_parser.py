@@ -9,13 +9,13 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.options import Changes, Fields
+from pgnn_geo.options import Fields, marked
 
 
 class Parser(ArgumentParser):
@@ -54,6 +54,11 @@ class Parser(ArgumentParser):
         return super().parse_args(words, *rest, **kwargs)
 
 
+#: What the texts of classes have: default values, which the parser says itself, and Sphinx's roles.
+_DEFAULT = re.compile(r"\s*\(default:\s*(:\w+:`[^`]*`|[^()]*)\)")
+_ROLE = re.compile(r":\w+:`~?([^`]*)`")
+
+
 def check_aliases(path: str | os.PathLike[str]) -> None:
     """Check that a YAML file of options has no aliases: with ten of them a line is a billion words.
 
@@ -71,21 +76,11 @@ def check_aliases(path: str | os.PathLike[str]) -> None:
         raise InputError(f"'{path}' has the alias *{aliases[0]}; write out what it stands for")
 
 
-def _marked(command: Callable[..., None]) -> dict[str, Fields | Changes]:
-    """Return the arguments of a command that are marked, in their order."""
-    found = {}
-    for name, hint in get_type_hints(command, include_extras=True).items():
-        for mark in getattr(hint, "__metadata__", ()):
-            if isinstance(mark, Fields | Changes):
-                found[name] = mark
-    return found
-
-
 def option_names(command: Callable[..., None]) -> list[str]:
     """Return the names of a command's options; those of a nested configuration stand for it."""
-    marked, names = _marked(command), list[str]()
+    marks, names = marked(command), list[str]()
     for name in inspect.signature(command).parameters:
-        mark = marked.get(name)
+        mark = marks.get(name)
         names += mark.names if isinstance(mark, Fields) else [name]
     return names
 
@@ -95,24 +90,24 @@ def add_options(parser: ArgumentParser, command: Callable[..., None]) -> None:
 
     Args:
         parser (ArgumentParser): Where.
-        command (callable): A function; its arguments are the options, see :class:`Fields` and
-            :class:`Changes` as well.
+        command (callable): A function; its arguments are the options, see :class:`Fields`,
+            :class:`Changes` and :class:`Arguments` as well.
     """
-    marked = _marked(command)
-    own: dict[str, Any] = {"as_group": False, "sub_configs": True, "skip": set(marked)}
+    marks = marked(command)
+    own: dict[str, Any] = {"as_group": False, "sub_configs": True, "skip": set(marks)}
     parser.add_function_arguments(command, **own)
-    for name, mark in marked.items():
+    for name, mark in marks.items():
         mark.add_to(parser, name)
-    for each in [*parser._actions, *parser._action_groups]:  # texts of classes have Sphinx's roles
+    for each in [*parser._actions, *parser._action_groups]:
         for part in ("help", "title"):
             if isinstance(text := getattr(each, part, None), str):
-                setattr(each, part, re.sub(r":\w+:`~?([^`]*)`", r"\1", text))
+                setattr(each, part, _ROLE.sub(r"\1", _DEFAULT.sub("", text)))
 
 
 def call(command: Callable[..., None], values: dict[str, Any]) -> None:
     """Call a command with the values of its options."""
     values = dict(values)
-    values |= {name: mark.take(values, name) for name, mark in _marked(command).items()}
+    values |= {name: mark.take(values, name) for name, mark in marked(command).items()}
     command(**values)
 
 

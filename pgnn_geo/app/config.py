@@ -1,15 +1,15 @@
 """What decides the outcome of a run: data, network, training, maps, labels."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pgnn_geo.boxes.config import BoxConfig
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
 from pgnn_geo.features import FrozenFeatureConfig
-from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.evidence import EvidenceConfig
 from pgnn_geo.labels.maps import MapConfig
 from pgnn_geo.labels.refine import (
     HALF_SIZE,
@@ -19,18 +19,12 @@ from pgnn_geo.labels.refine import (
 )
 from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.architectures import DEEPLAB_V2
-from pgnn_geo.nn.backbones import BackboneName
-from pgnn_geo.nn.backbones.weights import PretrainedWeights
-from pgnn_geo.nn.complementary_conv import NormalizeName
+from pgnn_geo.nn.backbones import BackboneSource
 from pgnn_geo.nn.deeplab import DeepLabV2
-from pgnn_geo.nn.pgnn import ClassEmbeddingName
 from pgnn_geo.nn.segmentation_network import SegmentationNetwork
-from pgnn_geo.nn.torchvision_segmentation import (
-    TorchvisionSegmentation,
-    torchvision_backbone_weights,
-)
+from pgnn_geo.nn.torchvision_segmentation import TorchvisionSegmentation, TorchvisionSource
+from pgnn_geo.options import Arguments
 from pgnn_geo.training.attention import AttentionTrainingConfig
-from pgnn_geo.training.job import BackboneChoice
 from pgnn_geo.training.segmentation_config import RECIPES, SegmentationTrainingConfig
 
 ModelName = Literal["cam", "pgnn"]
@@ -41,41 +35,20 @@ FlowName = Literal["frozen", "trained"]
 Patches = Literal["none", "grid"] | BoxConfig
 
 
-@dataclass(frozen=True)
-class ModelConfig(BackboneChoice):
-    """The network, see :class:`~pgnn_geo.nn.PGNN`.
+#: Of a run, the arguments of its network but those that patches, photos and training decide.
+NETWORK = Arguments(
+    PGNN,
+    skip=("num_classes", "box_size", "top_k", "activation", "node_classes"),
+    freeze_stages=4,
+)
 
-    Args:
-        backbone (str): Trunk.
-        weights (str, optional): Pretrained weights.
-        freeze_stages (int): Leading stages of the trunk that are not trained.
-        output_stride (int): Stride in training; labelling has its own.
-        grid (int): Patches per side, if there is a graph and its nodes are no boxes.
-        layers (int): Blocks of the graph, if there is one.
-        heads (int): Attention heads.
-        class_embedding (str, optional): What the classes of nodes do; those of grid cells come from
-            maps, :obj:`train.node_classes`.
-        normalize (str): How the weights of edges are normalized.
-    """
-
-    backbone: BackboneName = "vgg16"
-    weights: str | None = "DEFAULT"
-    freeze_stages: int = 4
-    output_stride: int = 16
-    grid: int = 4
-    layers: int = 1
-    heads: int = 8
-    class_embedding: ClassEmbeddingName | None = None
-    normalize: NormalizeName = "softmax"
-
-    def build(self, num_classes: int, patches: Patches) -> PGNN:
-        """Build the network with its patch graph, or without one."""
-        options = asdict(self)
-        if patches == "none":
-            options["layers"] = 0
-        elif isinstance(patches, BoxConfig):
-            options |= {"box_size": patches.size, "top_k": patches.top_k}
-        return PGNN(num_classes=num_classes, **options)
+#: Of stage 2, those of its network; :obj:`architecture` says which of the classes it is.
+SEGMENTATION_NETWORK = Arguments(
+    DeepLabV2,
+    TorchvisionSegmentation,
+    skip=("num_classes", "head", "dilations", "freeze_stages", "normalize", "propagation"),
+    architecture=DEEPLAB_V2,
+)
 
 
 @dataclass(frozen=True)
@@ -117,67 +90,42 @@ CAM_LABELS = LabelConfig(background=0.15)
 CAM_MAPS: dict[str, Any] = {"propagate": "none", "output_stride": 8}
 
 
-@dataclass(frozen=True)
-class SegmentationNetworkConfig(BackboneChoice):
-    """The network of stage 2, see :class:`~pgnn_geo.nn.DeepLabV2`; a recipe has its head.
+def label_defaults(
+    model: PGNN,
+    labelling: Mapping[str, Any],
+    maps: Mapping[str, Any] | None = None,
+    labels: Mapping[str, Any] | None = None,
+) -> tuple[MapConfig, LabelConfig]:
+    """Return how a trained model's labels are made.
 
     Args:
-        backbone (str): Trunk.
-        weights (str, optional): Pretrained weights of the trunk.
-        output_stride (int): Stride of the logits.
-        hidden_channels (int): Width of the head's hidden layers on a VGG.
-        architecture (str): :obj:`"deeplab_v2"`, or a model of torchvision, see
-            :class:`~pgnn_geo.nn.TorchvisionSegmentation`, of which :obj:`weights` alone can be
-            chosen.
-
-    Raises:
-        InputError: If a value is given that the architecture does not have.
+        model (PGNN): The model.
+        labelling (mapping): What it was saved with: how its run makes them. Without it, a model
+            that has no graph and was trained on tags alone is taken for a CAM, any other for a
+            P-GNN, each with its default values.
+        maps (mapping, optional): Values that take the place of those of the
+            :class:`~pgnn_geo.labels.maps.MapConfig`.
+        labels (mapping, optional): Values that take the place of those of the
+            :class:`LabelConfig`.
     """
+    cam = model.config["layers"] == 0 and model.activation == "relu"
+    start = replace(MapConfig(), **CAM_MAPS) if cam else MapConfig()
+    start = MapConfig(**labelling["maps"]) if labelling else start
+    return replace(start, **(maps or {})), label_config_of(labelling.get("labels"), cam, labels)
 
-    backbone: BackboneName = "vgg16"
-    weights: str | None = "DEFAULT"
-    output_stride: int = 8
-    hidden_channels: int = 1024
-    architecture: str = DEEPLAB_V2
 
-    def __post_init__(self) -> None:
-        for name in ("backbone", "output_stride", "hidden_channels"):
-            if self.is_torchvision and getattr(self, name) != getattr(type(self), name):
-                raise InputError(
-                    f"{name}={getattr(self, name)!r} is of {DEEPLAB_V2}; {self.architecture} has "
-                    "its own"
-                )
+def label_config_of(
+    saved: Mapping[str, Any] | None, cam: bool, labels: Mapping[str, Any] | None = None
+) -> LabelConfig:
+    """Return how label images are made.
 
-    @property
-    def is_torchvision(self) -> bool:
-        """Whether the network is one of torchvision's."""
-        return self.architecture != DEEPLAB_V2
-
-    @property
-    def trunk(self) -> str:
-        """What the pretrained weights are of."""
-        return self.architecture if self.is_torchvision else self.backbone
-
-    def pretrained(self) -> PretrainedWeights | None:
-        """See :meth:`~pgnn_geo.training.job.NetworkChoice.pretrained`."""
-        if self.is_torchvision:
-            return torchvision_backbone_weights(self.architecture, self.weights)
-        return super().pretrained()
-
-    def build(self, train: SegmentationTrainingConfig, num_classes: int) -> SegmentationNetwork:
-        """Build the network with the head and the frozen stages of a training."""
-        if self.is_torchvision:
-            return TorchvisionSegmentation(self.architecture, num_classes, self.weights)
-        options = asdict(self)
-        del options["architecture"]
-        return DeepLabV2(
-            num_classes=num_classes,
-            head=train.head,
-            freeze_stages=train.freeze_stages,
-            normalize=train.normalize,
-            propagation=train.propagation,
-            **options,
-        )
+    Args:
+        saved (mapping, optional): What the model was saved with.
+        cam (bool): Whether it is a CAM, whose default values hold if nothing was saved.
+        labels (mapping, optional): Values that take the place of those.
+    """
+    default = CAM_LABELS if cam else LabelConfig()
+    return replace(LabelConfig(**saved) if saved else default, **(labels or {}))
 
 
 @dataclass(frozen=True)
@@ -187,8 +135,9 @@ class Stage2Config:
     Args:
         eval_split (str, optional): Split to measure stage 2 on, if it has masks; null for none. Of
             a folder data set the photos themselves are measured.
-        network (SegmentationNetworkConfig): Its network, DeepLab-v2, or with an architecture one of
-            torchvision's.
+        network (dict): Arguments of its network, :class:`~pgnn_geo.nn.DeepLabV2`; with an
+            :obj:`architecture` of torchvision, of a :class:`~pgnn_geo.nn.TorchvisionSegmentation`,
+            of which :obj:`weights` alone can be chosen. The recipe has the head.
         train (SegmentationTrainingConfig): Hyper-parameters.
         mutual (str): Rewriting of the labels after each epoch: "off", "literal", or "tags" to let
             in only classes that a photo is tagged with, see
@@ -204,11 +153,12 @@ class Stage2Config:
             255 where nothing is drawn, or a COCO JSON file with boxes around all of their objects.
 
     Raises:
-        InputError: If a share is out of range, or what people drew would be rewritten.
+        InputError: If a share is out of range, what people drew would be rewritten, or the network
+            has no such argument.
     """
 
     eval_split: str | None = "val"
-    network: SegmentationNetworkConfig = field(default_factory=SegmentationNetworkConfig)
+    network: Annotated[dict[str, Any], SEGMENTATION_NETWORK] = field(default_factory=dict)
     train: SegmentationTrainingConfig = RECIPES["short"]
     mutual: Literal["off", "literal", "tags"] = "off"
     mutual_start: int = 1
@@ -226,13 +176,47 @@ class Stage2Config:
             if self.mutual != "off" and (value := getattr(self, name)):
                 clash = f"{name}={value}, mutual='{self.mutual}': the latter rewrites the former"
                 raise InputError(f"{clash}; want one of the two")
+        object.__setattr__(self, "network", SEGMENTATION_NETWORK.complete(self.network))
+        if isinstance(self.source, TorchvisionSource):
+            self._check_torchvision()
+
+    def _check_torchvision(self) -> None:
+        """Refuse what is of DeepLab-v2."""
+        name = self.source.name
+        for key, usual in SEGMENTATION_NETWORK.defaults.items():
+            if key not in ("architecture", "weights") and self.network[key] != usual:
+                raise InputError(
+                    f"{key}={self.network[key]!r} is of {DEEPLAB_V2}; {name} has its own"
+                )
         train = self.train
         whole = train.augment == "crop" and train.freeze_stages == 0 and train.train_stride is None
-        if self.network.is_torchvision and not whole:
+        if not whole:
             raise InputError(
-                f"{self.network.architecture} has no frozen stages and no other stride: want the "
+                f"{name} has no frozen stages and no other stride: want the "
                 "recipe 'light', or augment='crop', freeze_stages=0 and train_stride=null"
             )
+
+    @property
+    def source(self) -> BackboneSource | TorchvisionSource:
+        """Where the weights come from that the network starts from."""
+        architecture, weights = self.network["architecture"], self.network["weights"]
+        if architecture == DEEPLAB_V2:
+            return BackboneSource(self.network["backbone"], weights)
+        return TorchvisionSource(architecture, weights)
+
+    def build_network(self, num_classes: int) -> SegmentationNetwork:
+        """Build the network, with the head and the frozen stages of the training."""
+        if isinstance(self.source, TorchvisionSource):
+            return TorchvisionSegmentation(self.source.name, num_classes, self.source.weights)
+        options = {name: value for name, value in self.network.items() if name != "architecture"}
+        return DeepLabV2(
+            num_classes=num_classes,
+            head=self.train.head,
+            freeze_stages=self.train.freeze_stages,
+            normalize=self.train.normalize,
+            propagation=self.train.propagation,
+            **options,
+        )
 
     def on(self, data: DataConfig, labels: str) -> "SegmentConfig":
         """Return the whole configuration for photos and their labels."""
@@ -279,7 +263,8 @@ class RunConfig:
             net.
         model (str): "pgnn", or "cam" for the baseline alone.
         baseline (bool): Make and measure the baseline as well.
-        network (ModelConfig): The network; of the frozen flow, its backbone.
+        network (dict): Arguments of the network, a :class:`~pgnn_geo.nn.PGNN`; of the frozen flow,
+            :obj:`backbone` and :obj:`weights` alone.
         features (FrozenFeatureConfig): How the frozen backbone sees photos.
         evidence (EvidenceConfig): How evidence is fitted to its features and passed on.
         train (AttentionTrainingConfig): Hyper-parameters of training, in the trained flow.
@@ -297,7 +282,7 @@ class RunConfig:
     flow: FlowName = "frozen"
     model: ModelName = "pgnn"
     baseline: bool = False
-    network: ModelConfig = field(default_factory=ModelConfig)
+    network: Annotated[dict[str, Any], NETWORK] = field(default_factory=dict)
     features: FrozenFeatureConfig = field(default_factory=FrozenFeatureConfig)
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     train: AttentionTrainingConfig = field(default_factory=AttentionTrainingConfig)
@@ -308,6 +293,7 @@ class RunConfig:
     patches: Patches = "none"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "network", NETWORK.complete(self.network))
         if self.flow not in get_args(FlowName) or self.model not in get_args(ModelName):
             raise InputError(
                 f"flow={self.flow!r}, model={self.model!r}: want one of {get_args(FlowName)} and "
@@ -324,9 +310,9 @@ class RunConfig:
                     f"node_classes='{self.train.node_classes}': patches='none' has no nodes"
                 )
             return
-        if self.network.layers < 1:
+        if self.network["layers"] < 1:
             raise InputError(
-                f"layers={self.network.layers}: a graph of patches has 1 or more; "
+                f"layers={self.network['layers']}: a graph of patches has 1 or more; "
                 "patches='none' has no graph"
             )
         if self.boxes is not None and self.train.node_classes != "none":
@@ -334,7 +320,7 @@ class RunConfig:
                 f"patches='boxes' have classes of their own; node_classes="
                 f"'{self.train.node_classes}' is for a grid"
             )
-        embedded, known = self.network.class_embedding, self.train.node_classes != "none"
+        embedded, known = self.network["class_embedding"], self.train.node_classes != "none"
         if self.boxes is None and (embedded is not None) != known:
             raise InputError(
                 f"class_embedding='{embedded}', node_classes='{self.train.node_classes}': classes "
@@ -354,13 +340,13 @@ class RunConfig:
                     f"{name}: of the trained flow, not of the frozen one; want flow='trained'. The "
                     "patches of the frozen flow's graph are evidence.grid."
                 )
-        choice = ModelConfig(self.network.backbone, self.network.weights)
-        if self.network != choice:
+        own = {name: self.network[name] for name in ("backbone", "weights")}
+        if self.network != NETWORK.defaults | own:
             raise InputError(
                 "network: the frozen flow takes its backbone and weights alone, the rest is of "
                 "training; want flow='trained'. The stride of the features is features.stride."
             )
-        if self.network.weights is None:
+        if self.source.weights is None:
             raise InputError(
                 "network.weights=None: the frozen flow compares places by what a pretrained "
                 "backbone says of them; want weights, or flow='trained'"
@@ -378,9 +364,19 @@ class RunConfig:
         """Return the patches, if they are boxes."""
         return self.patches if isinstance(self.patches, BoxConfig) else None
 
+    @property
+    def source(self) -> BackboneSource:
+        """Where the backbone comes from."""
+        return BackboneSource(self.network["backbone"], self.network["weights"])
+
     def build_network(self, name: ModelName, num_classes: int) -> PGNN:
-        """Build a model; the baseline has no graph."""
-        return self.network.build(num_classes, self.patches if name == "pgnn" else "none")
+        """Build a model with its patch graph; the baseline has none."""
+        options = dict(self.network)
+        if name == "cam" or self.patches == "none":
+            options["layers"] = 0
+        elif self.boxes is not None:
+            options |= {"box_size": self.boxes.size, "top_k": self.boxes.top_k}
+        return PGNN(num_classes=num_classes, **options)
 
     def train_of(self, name: ModelName) -> AttentionTrainingConfig:
         """Return how a model is trained."""

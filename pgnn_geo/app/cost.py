@@ -44,7 +44,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from pgnn_geo.app.config import LabelConfig, ModelConfig
+from pgnn_geo.app.config import LabelConfig
 from pgnn_geo.app.labelling import label_images
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
@@ -52,11 +52,10 @@ from pgnn_geo.features import FeatureBank, FrozenFeatureConfig, frozen_features
 from pgnn_geo.io.files import npy_size
 from pgnn_geo.io.masks import save_mask
 from pgnn_geo.io.run_folder import peak_memory
-from pgnn_geo.labels.evidence import check_tags, fit_tag_evidence
-from pgnn_geo.labels.evidence_config import EvidenceConfig, StepName
+from pgnn_geo.labels.evidence import EvidenceConfig, StepName, check_tags, fit_tag_evidence
 from pgnn_geo.labels.frozen import EvidenceModel
-from pgnn_geo.labels.labeller import BackboneSource
 from pgnn_geo.labels.position_classifier import Positions, fit_position_classifier
+from pgnn_geo.nn.backbones import BackboneSource
 from pgnn_geo.precision import default_device
 
 T = TypeVar("T")
@@ -167,7 +166,7 @@ def predict_cost(work: Work, rates: Rates) -> list[StageCost]:
 
 def measure_rates(
     dataset: TaggedDataset,
-    network: ModelConfig,
+    source: BackboneSource,
     features: FrozenFeatureConfig,
     evidence: EvidenceConfig,
     labels: LabelConfig,
@@ -178,7 +177,7 @@ def measure_rates(
 
     Args:
         dataset (TaggedDataset): All photos, with tags.
-        network (ModelConfig): Its backbone and weights.
+        source (BackboneSource): The backbone.
         features, evidence, labels: Options of the run to come.
         photos (int, optional): How many are timed; another one warms up. 4 if not given, on a GPU,
             which takes several at a time, 64.
@@ -195,7 +194,7 @@ def measure_rates(
         raise InputError("What a run takes is predicted for photos with tags; these have none.")
     check_tags(dataset.tags)
     device = default_device()
-    backbone = BackboneSource(network.backbone, network.weights).build().to(device)
+    backbone = source.build().to(device)
     photos = photos or (64 if device.type == "cuda" else 4)
     chosen = [i * len(dataset) // photos for i in range(photos)]
     one, some = dataset.subset(chosen[:1]), dataset.subset([*chosen[:1], *chosen])

@@ -2,16 +2,10 @@
 
 from pathlib import Path
 
-from pgnn_geo.app.config import (
-    LabelConfig,
-    ModelConfig,
-    RunConfig,
-    SegmentationNetworkConfig,
-    Stage2Config,
-)
+from pgnn_geo.app.config import LabelConfig, RunConfig, Stage2Config
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.features import FrozenFeatureConfig
-from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.evidence import EvidenceConfig
 from pgnn_geo.training.segmentation_config import RECIPES
 
 #: Of a small network whose weights know textures alone: collinear features, and evidence that is
@@ -37,7 +31,7 @@ def demo_config(out: Path, epochs: int = 25, seed: int = 0) -> RunConfig:
     return RunConfig(
         data=DataConfig(data="shapes", root=str(out / "shapes")),
         baseline=True,
-        network=ModelConfig(backbone="vgg_tiny", weights="TEXTURES"),
+        network={"backbone": "vgg_tiny", "weights": "TEXTURES"},
         # In float32 on every processor: the same labels everywhere.
         features=FrozenFeatureConfig(size=192, stride=8, output_stride=8, precision="32-true"),
         evidence=EVIDENCE,
@@ -45,7 +39,7 @@ def demo_config(out: Path, epochs: int = 25, seed: int = 0) -> RunConfig:
         cam_labels=LabelConfig(background=0.15),
         segment=Stage2Config(
             uncertain=None,
-            network=SegmentationNetworkConfig("vgg_tiny", weights="TEXTURES", hidden_channels=256),
+            network={"backbone": "vgg_tiny", "weights": "TEXTURES", "hidden_channels": 256},
             train=RECIPES["short"].changed(
                 normalize=False,
                 propagation=None,  # it is for features of photographs

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from pgnn_geo.app.added_tags import write_added_tags
-from pgnn_geo.app.config import LabelConfig
+from pgnn_geo.app.config import LabelConfig, label_config_of, label_defaults
 from pgnn_geo.app.explained import (
     choose_sample,
     explain_attention,
     explain_propagation,
     write_explained,
 )
-from pgnn_geo.app.label_defaults import label_config_of, label_defaults
 from pgnn_geo.boxes.patches import read_boxes
 from pgnn_geo.boxes.photo_boxes import PhotoBoxes
 from pgnn_geo.datasets import TaggedDataset
@@ -42,7 +41,7 @@ from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import save_maps, save_mask
 from pgnn_geo.io.model_folder import model_digest, model_kind, sha256_of
 from pgnn_geo.io.run_folder import progress, timed
-from pgnn_geo.labels.evidence_config import StepName
+from pgnn_geo.labels.evidence import StepName
 from pgnn_geo.labels.frozen import EvidenceModel
 from pgnn_geo.labels.labeller import Labeller
 from pgnn_geo.labels.maps import attention_maps

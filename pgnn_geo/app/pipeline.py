@@ -14,7 +14,7 @@ from pgnn_geo.app.config import ModelName, RunConfig, SegmentConfig
 from pgnn_geo.app.evaluation import evaluate
 from pgnn_geo.app.labelling import label
 from pgnn_geo.app.report import read_run, write_report
-from pgnn_geo.boxes.detection import DetectConfig, DetectorNetworkConfig
+from pgnn_geo.boxes.detection import DetectConfig
 from pgnn_geo.boxes.inference import DetectionConfig
 from pgnn_geo.boxes.patches import describe_boxes, make_boxes, patch_problems
 from pgnn_geo.boxes.photo_boxes import PhotoBoxes
@@ -26,13 +26,12 @@ from pgnn_geo.io.checkpoint import save_attention_model
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.run_folder import claim_folder, console, progress, recording, timed
-from pgnn_geo.labels.evidence_config import StepName
-from pgnn_geo.labels.labeller import BackboneSource, Labeller
+from pgnn_geo.labels.evidence import StepName
+from pgnn_geo.labels.labeller import Labeller
 from pgnn_geo.precision import default_device
 from pgnn_geo.ranks import ALONE, Ranks
 from pgnn_geo.training.attention import train_attention
-from pgnn_geo.training.job import ledger_of
-from pgnn_geo.training.preflight import find_problems, raise_problems
+from pgnn_geo.training.preflight import find_problems, ledger_of, raise_problems
 from pgnn_geo.viz.report import label_sheets, score_table
 
 TITLES: dict[ModelName, str] = {"cam": "CAM", "pgnn": "P-GNN"}
@@ -176,10 +175,10 @@ def fit(
     }
     with timed("features and evidence"):
         labeller = Labeller.fit(
-            BackboneSource(config.network.backbone, config.network.weights),
+            config.source,
             dataset,
             cache,
-            ledger_of(config.network, dataset, config.data.name),
+            ledger_of(config.source, dataset, config.data.name),
             config.features,
             config.evidence,
             labels,
@@ -239,12 +238,10 @@ def detector_config(config: RunConfig) -> DetectConfig:
 
     For other settings, ``pgnn-geo detect`` writes a file of boxes.
     """
-    network, train = config.network, config.train
+    train, of_backbone = config.train, ("backbone", "weights", "freeze_stages", "output_stride")
     return DetectConfig(
         data=config.data,
-        network=DetectorNetworkConfig(
-            network.backbone, network.weights, network.freeze_stages, network.output_stride
-        ),
+        network={name: config.network[name] for name in of_backbone},
         train=DetectorTrainingConfig(
             seed=train.seed, precision=train.precision, workers=train.workers
         ),
@@ -325,13 +322,13 @@ def _ledger(
     config: RunConfig, dataset: TaggedDataset, boxes: PhotoBoxes | None
 ) -> SupervisionLedger:
     """Return what a model is trained from, its patches included."""
-    ledger = ledger_of(config.network, dataset, config.data.name)
+    ledger = ledger_of(config.source, dataset, config.data.name)
     return ledger if boxes is None else ledger.merged(boxes.ledger)
 
 
 def _problems(config: RunConfig, segment: SegmentConfig | None) -> list[str]:
     """Return everything that would stop the run at any of its steps, one line each."""
-    problems = find_problems(config.data, config.network)
+    problems = find_problems(config.data, config.source)
     if not problems and config.boxes is not None:
         problems += patch_problems(config.boxes, config.data)
     for labels in (config.labels, config.cam_labels):
@@ -347,7 +344,7 @@ def _problems(config: RunConfig, segment: SegmentConfig | None) -> list[str]:
             if str(error) not in problems:  # something wrong with the data set as a whole
                 problems.append(f"eval_split: {error}")
         photos = None if measured == config.data else measured
-        problems += find_problems(photos, segment.network, segment.train.devices)
+        problems += find_problems(photos, segment.source, segment.train.devices)
     return list(dict.fromkeys(problems))
 
 

@@ -28,9 +28,8 @@ from pgnn_geo.io.masks import save_mask
 from pgnn_geo.io.run_folder import claim_folder, console, progress, recording, timed
 from pgnn_geo.precision import Precision, autocast, check_devices, default_device
 from pgnn_geo.ranks import ALONE, Ranks
-from pgnn_geo.training.job import ledger_of
 from pgnn_geo.training.mutual import MutualComplement
-from pgnn_geo.training.preflight import find_problems, raise_problems
+from pgnn_geo.training.preflight import find_problems, ledger_of, raise_problems
 from pgnn_geo.training.segmentation import SegmentationData, train_segmentation
 from pgnn_geo.viz.report import label_sheets, score_table
 
@@ -147,7 +146,7 @@ def _check(config: SegmentConfig, ranks: Ranks) -> None:
     """Raise everything that is wrong before any work is done."""
     check_devices(config.train.devices, ranks.size)
     dataset, _ = labelled_photos(config)
-    problems = find_problems(config.measured, config.network, config.train.devices)
+    problems = find_problems(config.measured, config.source, config.train.devices)
     raise_problems(dataset.check() + problems)
     if config.uncertain is not None and config.labels != TRUTH:
         maps_beside(Path(config.labels), dataset)
@@ -165,7 +164,7 @@ def labelled_photos(config: SegmentConfig) -> tuple[TaggedDataset, SupervisionLe
             true masks where they are asked for.
     """
     photos = config.data.build()
-    full = ledger_of(config.network, photos, config.data.name)
+    full = ledger_of(config.source, photos, config.data.name)
     if config.labels == TRUTH:
         if config.mutual != "off":
             raise InputError("The mutual complement rewrites pseudo-labels, not true masks.")
@@ -210,7 +209,7 @@ def _train(
     ranks: Ranks,
 ) -> Segmenter:
     seed_everything(config.train.seed, workers=True, verbose=False)
-    network = config.network.build(config.train, len(dataset.classes))
+    network = config.build_network(len(dataset.classes))
     data = SegmentationData(dataset, config.train)
     callbacks: list[Callback] = []
     if config.mutual != "off":

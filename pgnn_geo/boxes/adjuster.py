@@ -11,6 +11,7 @@ from pgnn_geo.boxes.image_boxes import ImageBoxes
 from pgnn_geo.boxes.weak_detector import PoolName, hidden_layers, pool_boxes, reset_hidden
 from pgnn_geo.errors import InputError
 from pgnn_geo.nn.backbones import Backbone, BackboneName, build_backbone
+from pgnn_geo.options import constructor_arguments
 
 _LARGEST = 1.5  # of any offset: 1.5 widths, or a factor of 4.5
 
@@ -106,16 +107,9 @@ class BoxAdjuster(nn.Module):
         output_stride: int = 16,
         freeze_stages: int = 4,
     ) -> None:
+        config = constructor_arguments(locals())
         super().__init__()
-        self.config: dict[str, Any] = {
-            "backbone": backbone,
-            "pool": pool,
-            "pool_size": pool_size,
-            "hidden_channels": hidden_channels,
-            "weights": weights,
-            "output_stride": output_stride,
-            "freeze_stages": freeze_stages,
-        }
+        self.config = config
         self.pool = pool
         self.pool_size = pool_size
         self.backbone = build_backbone(backbone, weights, output_stride, freeze_stages)

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lightning.pytorch import seed_everything
 from rich.table import Table
@@ -26,72 +26,22 @@ from pgnn_geo.boxes.model_file import (
 from pgnn_geo.boxes.proposals import ProposalCache, ProposalConfig
 from pgnn_geo.boxes.training.adjuster import AdjusterTrainingConfig, train_adjuster
 from pgnn_geo.boxes.training.detector import DetectorTrainingConfig, train_detector
-from pgnn_geo.boxes.weak_detector import PoolName, WeakDetector
+from pgnn_geo.boxes.weak_detector import WeakDetector
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.io.files import write_json
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.model_folder import model_digest
 from pgnn_geo.io.run_folder import claim_folder, console, progress, timed
-from pgnn_geo.nn.backbones import BackboneName
+from pgnn_geo.nn.backbones import BackboneSource
+from pgnn_geo.options import Arguments
 from pgnn_geo.precision import default_device
 from pgnn_geo.ranks import ALONE, Ranks
-from pgnn_geo.training.job import BackboneChoice, ledger_of
-from pgnn_geo.training.preflight import find_problems, raise_problems
+from pgnn_geo.training.preflight import find_problems, ledger_of, raise_problems
 
-
-@dataclass(frozen=True)
-class AdjusterNetworkConfig(BackboneChoice):
-    """The network of a box adjuster, see :class:`~pgnn_geo.boxes.BoxAdjuster`.
-
-    Args:
-        backbone (str): Trunk.
-        weights (str, optional): Pretrained weights.
-        freeze_stages (int): Leading stages of the trunk that are not trained.
-        output_stride (int): Stride of the feature map.
-        pool (str): Pooling of boxes: "max" or "align".
-        pool_size (int): Cells per side of a pooled box.
-        hidden_channels (int): Width of the two hidden layers.
-    """
-
-    backbone: BackboneName = "vgg16"
-    weights: str | None = "DEFAULT"
-    freeze_stages: int = 4
-    output_stride: int = 16
-    pool: PoolName = "max"
-    pool_size: int = 7
-    hidden_channels: int = 512
-
-
-@dataclass(frozen=True)
-class DetectorNetworkConfig(BackboneChoice):
-    """The network of a detector, see :class:`~pgnn_geo.boxes.WeakDetector`.
-
-    Args:
-        backbone (str): Trunk.
-        weights (str, optional): Pretrained weights.
-        freeze_stages (int): Leading stages of the trunk that are not trained.
-        output_stride (int): Stride of the feature map.
-        pool (str): Pooling of proposals: "max" or "align".
-        pool_size (int): Cells per side of a pooled proposal.
-        hidden_channels (int): Width of the two hidden layers.
-        refinements (int): Refinements of the scores; 0 for the two streams alone.
-        dropout (float): Dropout after each hidden layer.
-    """
-
-    backbone: BackboneName = "vgg16"
-    weights: str | None = "DEFAULT"
-    freeze_stages: int = 4
-    output_stride: int = 16
-    pool: PoolName = "max"
-    pool_size: int = 7
-    hidden_channels: int = 1024
-    refinements: int = 3
-    dropout: float = 0.5
-
-    def build(self, num_classes: int) -> WeakDetector:
-        """Build the network."""
-        return WeakDetector(num_classes=num_classes, **asdict(self))
+#: The arguments of a detector that can be chosen, and those of a box adjuster.
+DETECTOR = Arguments(WeakDetector, skip=("num_classes", "sizes"))
+ADJUSTER = Arguments(BoxAdjuster)
 
 
 @dataclass(frozen=True)
@@ -100,7 +50,7 @@ class DetectConfig:
 
     Args:
         data (DataConfig): The photos to train on and to detect in.
-        network (DetectorNetworkConfig): The network.
+        network (dict): Arguments of the network, a :class:`~pgnn_geo.boxes.WeakDetector`.
         proposals (ProposalConfig): How boxes are proposed, by selective search.
         train (DetectorTrainingConfig): Hyper-parameters of training.
         boxes (DetectionConfig): How boxes are inferred.
@@ -111,12 +61,20 @@ class DetectConfig:
     """
 
     data: DataConfig
-    network: DetectorNetworkConfig = field(default_factory=DetectorNetworkConfig)
+    network: Annotated[dict[str, Any], DETECTOR] = field(default_factory=dict)
     proposals: ProposalConfig = field(default_factory=ProposalConfig)
     train: DetectorTrainingConfig = field(default_factory=DetectorTrainingConfig)
     boxes: DetectionConfig = field(default_factory=DetectionConfig)
     adjuster: str | None = None
     eval_split: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "network", DETECTOR.complete(self.network))
+
+    @property
+    def source(self) -> BackboneSource:
+        """Where the backbone comes from."""
+        return BackboneSource(self.network["backbone"], self.network["weights"])
 
     @property
     def measured(self) -> DataConfig | None:
@@ -187,9 +145,9 @@ def _started(config: DetectConfig, out: Path) -> dict[str, Any] | None:
     with timed("check"):
         if config.adjuster is not None:
             load_adjuster(config.adjuster)
-        problems = find_problems(config.data, config.network)
+        problems = find_problems(config.data, config.source)
         if config.measured is not None:
-            problems += find_problems(config.measured, config.network)
+            problems += find_problems(config.measured, config.source)
         raise_problems(list(dict.fromkeys(problems)))
     claim_folder(out, config)  # not before: a mistake leaves nothing behind
     return None
@@ -222,14 +180,22 @@ class AdjusterConfig:
         annotations (str): COCO file of annotations; the classes in it do not matter, see
             :class:`~pgnn_geo.boxes.AuxiliaryBoxes`.
         images (str): Folder of its photos.
-        network (AdjusterNetworkConfig): The network.
+        network (dict): Arguments of the network, a :class:`~pgnn_geo.boxes.BoxAdjuster`.
         train (AdjusterTrainingConfig): Hyper-parameters of training.
     """
 
     annotations: str
     images: str
-    network: AdjusterNetworkConfig = field(default_factory=AdjusterNetworkConfig)
+    network: Annotated[dict[str, Any], ADJUSTER] = field(default_factory=dict)
     train: AdjusterTrainingConfig = field(default_factory=AdjusterTrainingConfig)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "network", ADJUSTER.complete(self.network))
+
+    @property
+    def source(self) -> BackboneSource:
+        """Where the backbone comes from."""
+        return BackboneSource(self.network["backbone"], self.network["weights"])
 
 
 def learn_adjuster(config: AdjusterConfig, out: Path, ranks: Ranks = ALONE) -> Path:
@@ -253,7 +219,7 @@ def learn_adjuster(config: AdjusterConfig, out: Path, ranks: Ranks = ALONE) -> P
             return True
         with timed("check"):
             photos = AuxiliaryBoxes(config.annotations, config.images)
-            raise_problems(photos.check() + find_problems(None, config.network))
+            raise_problems(photos.check() + find_problems(None, config.source))
         claim_folder(out, config)
         return False
 
@@ -263,7 +229,7 @@ def learn_adjuster(config: AdjusterConfig, out: Path, ranks: Ranks = ALONE) -> P
     dataset = AuxiliaryBoxes(config.annotations, config.images)
     with timed("train adjuster"):
         seed_everything(config.train.seed, workers=True, verbose=False)
-        adjuster = BoxAdjuster(**asdict(config.network))
+        adjuster = BoxAdjuster(**config.network)
         train_adjuster(
             adjuster,
             dataset,
@@ -275,7 +241,7 @@ def learn_adjuster(config: AdjusterConfig, out: Path, ranks: Ranks = ALONE) -> P
             progress=progress,
             ranks=ranks,
         )
-        entry = config.network.pretrained()
+        entry = config.source.pretrained()
         ledger = SupervisionLedger(
             weights=None if entry is None else str(entry), boxes=f"auxiliary ({dataset.name})"
         )
@@ -299,7 +265,7 @@ def _train(
         return
     with timed("train detector"):
         seed_everything(config.train.seed, workers=True, verbose=False)
-        network = config.network.build(len(dataset.classes))
+        network = WeakDetector(num_classes=len(dataset.classes), **config.network)
         train_detector(
             network,
             dataset,
@@ -312,7 +278,7 @@ def _train(
             progress=progress,
             ranks=ranks,
         )
-        ledger = ledger_of(config.network, dataset, config.data.name)
+        ledger = ledger_of(config.source, dataset, config.data.name)
         if adjuster is not None:
             ledger = ledger.merged(adjuster.ledger)
         ranks.first(lambda: save_detector(path, network, dataset.classes, ledger))

@@ -11,6 +11,7 @@ from torchvision.ops import roi_align, roi_pool
 from pgnn_geo.boxes.image_boxes import ImageBoxes
 from pgnn_geo.errors import InputError
 from pgnn_geo.nn.backbones import BackboneName, build_backbone
+from pgnn_geo.options import constructor_arguments
 
 PoolName = Literal["max", "align"]
 
@@ -100,28 +101,15 @@ class WeakDetector(nn.Module):
         freeze_stages: int = 4,
         sizes: Sequence[int] | None = None,
     ) -> None:
+        config = constructor_arguments(locals())
         super().__init__()
         if pool not in ("max", "align"):
             raise InputError(f"'pool' must be 'max' or 'align', got {pool!r}.")
         least = {"num_classes": 1, "refinements": 0, "pool_size": 1, "hidden_channels": 1}
-        given = {
-            "num_classes": num_classes,
-            "refinements": refinements,
-            "pool_size": pool_size,
-            "hidden_channels": hidden_channels,
-        }
-        for name, value in given.items():
-            if value < least[name]:
-                raise InputError(f"'{name}' must be {least[name]} or more, got {value}.")
-        self.config: dict[str, Any] = {
-            "backbone": backbone,
-            **given,
-            "pool": pool,
-            "dropout": dropout,
-            "weights": weights,
-            "output_stride": output_stride,
-            "freeze_stages": freeze_stages,
-        }
+        for name, bound in least.items():
+            if config[name] < bound:
+                raise InputError(f"'{name}' must be {bound} or more, got {config[name]}.")
+        self.config = config
         self.set_sizes(sizes)
         self.num_classes = num_classes
         self.pool = pool

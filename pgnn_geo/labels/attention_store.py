@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.graph.geometry import patch_class
 from pgnn_geo.io.files import atomic_write
 
-POLICIES = ("last", "max", "ema")
+PolicyName = Literal["last", "max", "ema"]
+POLICIES = get_args(PolicyName)
 DTYPES = ("uint8", "float16")
 _FORMAT = "pgnn_geo.attention_store/1"
 
@@ -61,7 +62,7 @@ class AttentionStore:
         *,
         stride: int = 8,
         dtype: str = "uint8",
-        policy: str = "last",
+        policy: PolicyName = "last",
         momentum: float = 0.5,
     ) -> None:
         shape = np.asarray(sizes, dtype=np.int64).reshape(-1, 2)

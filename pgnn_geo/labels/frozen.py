@@ -19,8 +19,12 @@ from pgnn_geo.errors import InputError
 from pgnn_geo.features.bank import Features
 from pgnn_geo.features.whitening import WhitenedFeatures, Whitening
 from pgnn_geo.labels.absence import class_thresholds, doubtful, photo_scores
-from pgnn_geo.labels.evidence import fit_tag_evidence, held_out_probabilities
-from pgnn_geo.labels.evidence_config import EvidenceConfig, StepName
+from pgnn_geo.labels.evidence import (
+    EvidenceConfig,
+    StepName,
+    fit_tag_evidence,
+    held_out_probabilities,
+)
 from pgnn_geo.labels.objectness import fit_objectness, on_objects
 from pgnn_geo.labels.position_classifier import (
     Positions,

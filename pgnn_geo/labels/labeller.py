@@ -2,13 +2,11 @@
 
 import os
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.errors import InputError
@@ -28,45 +26,12 @@ from pgnn_geo.io.model_folder import (
     read_model_folder,
     write_model_folder,
 )
-from pgnn_geo.labels.evidence import check_tags
-from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.evidence import EvidenceConfig, check_tags
 from pgnn_geo.labels.frozen import EvidenceModel, fit_evidence
-from pgnn_geo.nn.backbones import Backbone, BackboneName, build_backbone
-from pgnn_geo.nn.backbones.weights import is_file
+from pgnn_geo.nn.backbones import Backbone, BackboneSource
 from pgnn_geo.ranks import ALONE, Ranks
 
 _BACKBONE = "backbone."
-
-
-class _NothingDrawn(TorchFunctionMode):
-    """Leaves out what :mod:`torch.nn.init` does: weights that are read take its place.
-
-    Of a VGG-16, built with its classifier, that takes longer than all the rest.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
-        return func(*args, **(kwargs or {}))
-
-
-class BackboneSource(NamedTuple):
-    """Where a backbone comes from."""
-
-    name: BackboneName
-    weights: str | None  #: None for the weights that the model brings itself
-
-    def build(self) -> Backbone:
-        """Build it, ready to be asked for features."""
-        with nullcontext() if self.weights is None else _NothingDrawn():
-            return build_backbone(self.name, self.weights, output_stride=None).eval()
-
-    def kept(self) -> "BackboneSource":
-        """Return what stands for it in a folder: weights of a file are of nobody else's name."""
-        nameless = self.weights is not None and is_file(self.weights)
-        return self._replace(weights=None) if nameless else self
 
 
 class Labeller:

@@ -14,6 +14,7 @@ from pgnn_geo.nn.class_embedding import ClassEmbedding
 from pgnn_geo.nn.complementary_block import ComplementaryBlock
 from pgnn_geo.nn.complementary_conv import NormalizeName
 from pgnn_geo.nn.decoder import ActivationName, AttentionDecoder, activate
+from pgnn_geo.options import constructor_arguments
 
 ClassEmbeddingName = Literal["attention", "input"]
 NodeClassesName = Literal["none", "maps"]
@@ -101,23 +102,9 @@ class PGNN(nn.Module):
         top_k: int | None = None,
         normalize: NormalizeName = "softmax",
     ):
+        config = constructor_arguments(locals())
         super().__init__()
-        self.config = {
-            "backbone": backbone,
-            "num_classes": num_classes,
-            "grid": grid,
-            "box_size": box_size,
-            "layers": layers,
-            "heads": heads,
-            "class_embedding": class_embedding,
-            "weights": weights,
-            "output_stride": output_stride,
-            "freeze_stages": freeze_stages,
-            "activation": activation,
-            "node_classes": node_classes,
-            "top_k": top_k,
-            "normalize": normalize,
-        }
+        self.config = config
         self.activation = activation
         self.node_classes = node_classes
         if layers < 0:

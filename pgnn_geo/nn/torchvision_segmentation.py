@@ -2,7 +2,7 @@ r"""Torchvision's segmentation models as networks of stage 2, light ones among t
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -101,6 +101,17 @@ class TorchvisionSegmentation(SegmentationNetwork):
         maps = self.backbone((images - self.mean) / self.std)
         logits: Tensor = self.head(maps if self.several_maps else maps["out"])
         return logits
+
+
+class TorchvisionSource(NamedTuple):
+    """Where the weights of a :class:`TorchvisionSegmentation` come from, before it is trained."""
+
+    name: str  #: its architecture
+    weights: str | None
+
+    def pretrained(self) -> PretrainedWeights | None:
+        """See :func:`torchvision_backbone_weights`."""
+        return torchvision_backbone_weights(self.name, self.weights)
 
 
 def torchvision_backbone_weights(

@@ -5,7 +5,6 @@ from pgnn_geo.training.attention import (
     AttentionTrainingConfig,
     train_attention,
 )
-from pgnn_geo.training.complementary import ComplementaryConfig
 from pgnn_geo.training.mutual import MutualComplement
 from pgnn_geo.training.segmentation import (
     SegmentationData,
@@ -20,7 +19,6 @@ __all__ = [
     "RECIPES",
     "AttentionModule",
     "AttentionTrainingConfig",
-    "ComplementaryConfig",
     "MutualComplement",
     "SegmentationData",
     "SegmentationModule",

@@ -1,6 +1,6 @@
 """Stage 1: training attention maps (P-GNN, or its CAM baseline) from image tags."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,10 +23,10 @@ from pgnn_geo.nn.decoder import activate
 from pgnn_geo.precision import Precision
 from pgnn_geo.ranks import ALONE, Ranks
 from pgnn_geo.training.complementary import (
-    DEFAULTS,
-    ComplementaryConfig,
+    COMPLEMENTARY_LOSS,
     ComplementaryName,
     PreviousMaps,
+    build_loss,
     complementary_terms,
 )
 from pgnn_geo.training.completion import MapCompletion
@@ -55,7 +55,8 @@ class AttentionTrainingConfig:
             head before the graph.
         complementary (str): Loss of the first :obj:`epochs`: :obj:`"off"`, the classification loss,
             or a mode of :class:`~pgnn_geo.losses.SoftComplementaryLoss`.
-        complementary_loss (ComplementaryConfig): Its parameters.
+        complementary_loss (dict): Its other arguments, and :obj:`policy` and :obj:`momentum` of the
+            :class:`~pgnn_geo.labels.AttentionStore` of the previous epochs' maps.
         size (int): Side of the training images in pixels.
         augment (str): :obj:`"window"`: photos are squashed to a square and passed through the
             frozen stages once, which is kept on disk; each visit sees a random window of that,
@@ -79,7 +80,7 @@ class AttentionTrainingConfig:
     background: float = 0.3
     node_classes: Literal["none", "references", "previous"] = "none"
     complementary: ComplementaryName = "off"
-    complementary_loss: ComplementaryConfig = DEFAULTS
+    complementary_loss: dict[str, Any] = field(default_factory=COMPLEMENTARY_LOSS.defaults.copy)
     size: int = 256
     augment: Literal["window", "crop"] = "window"
     window: float = 0.75
@@ -93,6 +94,8 @@ class AttentionTrainingConfig:
     workers: int = 1
 
     def __post_init__(self) -> None:
+        loss = COMPLEMENTARY_LOSS.complete(self.complementary_loss)
+        object.__setattr__(self, "complementary_loss", loss)
         if self.epochs < 1 or self.completion_epochs < 0:
             raise InputError(
                 f"epochs={self.epochs}, completion_epochs={self.completion_epochs}: want 1 or "
@@ -145,7 +148,9 @@ class AttentionModule(LightningModule):
         self.seeding = SeedingLoss(config.foreground, config.background, average)
         self.complementary = None
         if config.complementary != "off":
-            self.complementary = config.complementary_loss.build(config.complementary, average)
+            self.complementary = build_loss(
+                config.complementary, config.complementary_loss, average
+            )
         self.previous = previous
         self.references: AttentionStore | None = None
         if config.node_classes != "none" and len(model.blocks) > 0:
@@ -315,9 +320,9 @@ def train_attention(
     callbacks: list[Callback] = []
     previous = None
     if config.complementary == "erase" or config.node_classes == "previous":
-        previous = PreviousMaps(
-            dataset, config.epochs, config.complementary_loss, out / "previous", ranks
-        )
+        loss = config.complementary_loss
+        joined = loss["policy"], loss["momentum"]
+        previous = PreviousMaps(dataset, config.epochs, out / "previous", *joined, ranks)
         callbacks.append(previous)
     if config.completion_epochs:
         callbacks.append(
@@ -339,22 +344,7 @@ def train_attention(
         state = torch.load(last, map_location="cpu", mmap=True, weights_only=True)
         module.load_state_dict(state["state_dict"])
         epoch = state["epoch"] + 1
-    loader = group_loader(
-        model.backbone,
-        dataset,
-        folder,
-        augment=config.augment,
-        size=config.size,
-        window=config.window,
-        group_size=config.group_size,
-        groups_per_batch=config.groups_per_batch,
-        seed=config.seed,
-        epoch=epoch,
-        precision=config.precision,
-        workers=config.workers,
-        progress=progress,
-        ranks=ranks,
-    )
+    loader = group_loader(model.backbone, dataset, folder, config, epoch, progress, ranks)
     epochs = config.epochs + config.completion_epochs
     fit(
         module,

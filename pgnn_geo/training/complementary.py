@@ -1,8 +1,7 @@
 """The soft-complementary loss as an option of stage 1, and the previous epoch's maps it erases."""
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,73 +10,46 @@ from torch import Tensor
 
 from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.labels import AttentionStore
+from pgnn_geo.labels.attention_store import PolicyName
 from pgnn_geo.losses import SoftComplementaryLoss, SoftComplementaryTerms
 from pgnn_geo.nn import PGNN, PGNNOutput
 from pgnn_geo.nn.decoder import activate
+from pgnn_geo.options import Arguments
 from pgnn_geo.ranks import ALONE, Ranks
 from pgnn_geo.training.stems import empty_store, graph_of, photo_view
 
 ComplementaryName = Literal["off", "stable", "paper", "erase"]
 
 
-@dataclass(frozen=True)
-class ComplementaryConfig:
-    """Parameters of :class:`~pgnn_geo.losses.SoftComplementaryLoss`.
+#: The arguments of the loss that can be chosen beside its mode, and how a new map joins those of
+#: the epochs before (:obj:`policy` and :obj:`momentum`).
+COMPLEMENTARY_LOSS = Arguments(
+    SoftComplementaryLoss,
+    AttentionStore,
+    skip=("mode", "average", "path", "image_ids", "sizes", "tags", "stride", "dtype"),
+)
+
+
+def build_loss(
+    mode: str, options: Mapping[str, Any], average: Callable[[Tensor], Tensor] | None = None
+) -> SoftComplementaryLoss:
+    """Build the loss of one of its modes.
 
     Args:
-        destroy (float): Weight of the loss of what the map leaves out (in :obj:`"erase"`: of the
-            class asked for again).
-        preserve (float): Weight of the loss of what the map covers.
-        smoothness (float): Weight of the total variation.
-        classification (float): Weight of the classification loss.
-        area (float, optional): Weight of the mean of the maps; by default that of the mode.
-        threshold (str): :obj:`"soft"` or :obj:`"hard"`.
-        omega (float): Steepness of the soft threshold.
-        sigma (float): The threshold.
-        warmup (int): First epochs without the complementary terms.
-        policy (str): How a new map joins the previous epochs' (:obj:`"erase"`), see
-            :class:`~pgnn_geo.labels.AttentionStore`.
-        momentum (float): Weight of the old map with :obj:`policy="ema"`.
+        mode (str): The mode.
+        options (mapping): See :data:`COMPLEMENTARY_LOSS`.
+        average (callable, optional): See :class:`~pgnn_geo.losses.SoftComplementaryLoss`.
+            (default: :obj:`None`)
+
+    Raises:
+        InputError: If a parameter is out of range.
     """
-
-    destroy: float = 1.0
-    preserve: float = 1.0
-    smoothness: float = 0.8
-    classification: float = 1.0
-    area: float | None = None
-    threshold: Literal["soft", "hard"] = "soft"
-    omega: float = 10.0
-    sigma: float = 0.5
-    warmup: int = 1
-    policy: Literal["last", "max", "ema"] = "last"
-    momentum: float = 0.5
-
-    def build(
-        self, mode: str, average: Callable[[Tensor], Tensor] | None = None
-    ) -> SoftComplementaryLoss:
-        """Build the loss of one of its modes.
-
-        Args:
-            mode (str): The mode.
-            average (callable, optional): See :class:`~pgnn_geo.losses.SoftComplementaryLoss`.
-                (default: :obj:`None`)
-
-        Raises:
-            InputError: If a parameter is out of range.
-        """
-        return SoftComplementaryLoss(
-            mode,
-            threshold=self.threshold,
-            omega=self.omega,
-            sigma=self.sigma,
-            weights=(self.destroy, self.preserve, self.smoothness, self.classification),
-            area=self.area,
-            warmup=self.warmup,
-            average=average,
-        )
-
-
-DEFAULTS = ComplementaryConfig()
+    own = {
+        name: options[name]
+        for name, owner in COMPLEMENTARY_LOSS.owners.items()
+        if owner is SoftComplementaryLoss
+    }
+    return SoftComplementaryLoss(mode, **own, average=average)
 
 
 class PreviousMaps(Callback):
@@ -92,8 +64,8 @@ class PreviousMaps(Callback):
     Args:
         dataset (TaggedDataset): The photos, with tags.
         epochs (int): Epochs with this loss.
-        config (ComplementaryConfig): The policy.
         folder (Path): Where the maps are kept, until training ends.
+        policy, momentum: See :class:`~pgnn_geo.labels.AttentionStore`.
         ranks (Ranks): The processes that share the photos. (default: this one alone)
     """
 
@@ -101,13 +73,14 @@ class PreviousMaps(Callback):
         self,
         dataset: TaggedDataset,
         epochs: int,
-        config: ComplementaryConfig,
         folder: Path,
+        policy: PolicyName = "last",
+        momentum: float = 0.5,
         ranks: Ranks = ALONE,
     ) -> None:
         self.dataset = dataset
         self.epochs = epochs
-        self.config = config
+        self.options = {"policy": policy, "momentum": momentum}
         self.folder = folder
         self.ranks = ranks
         self.kept: set[int] = set()  # photos whose maps this process has written in this epoch
@@ -153,9 +126,8 @@ class PreviousMaps(Callback):
 
     def _begin(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        options = {"policy": self.config.policy, "momentum": self.config.momentum}
         self.after(0).mkdir(parents=True)
-        empty_store(self.after(0) / "maps.bin", self.dataset, **options)
+        empty_store(self.after(0) / "maps.bin", self.dataset, **self.options)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the new maps the previous ones."""

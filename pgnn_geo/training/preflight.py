@@ -1,13 +1,33 @@
-"""What is looked at before any work is done: the machine, the photos, the weights."""
+"""What is looked at before any work is done: the machine, the photos, the weights, their ledger."""
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import Protocol
 
 import torch
 
+from pgnn_geo.datasets import TaggedDataset
 from pgnn_geo.datasets.config import DataConfig
 from pgnn_geo.errors import InputError
+from pgnn_geo.io.ledger import SupervisionLedger
+from pgnn_geo.nn.backbones import PretrainedWeights
 from pgnn_geo.precision import check_devices, resolve_precision
-from pgnn_geo.training.job import NetworkChoice
+
+
+class WeightsSource(Protocol):
+    """Where the weights that a network starts from come from: a backbone, or a whole model."""
+
+    @property
+    def name(self) -> str:
+        """What the weights are of."""
+        ...
+
+    def pretrained(self) -> PretrainedWeights | None:
+        """Return what is known of the weights; nothing is loaded.
+
+        Raises:
+            InputError: If they, or what they are for, are unknown.
+        """
+        ...
 
 
 def describe_machine() -> list[str]:
@@ -28,24 +48,24 @@ def describe_machine() -> list[str]:
     return [*lines, f"precision auto: {resolve_precision('auto')}"]
 
 
-def describe_backbone(network: NetworkChoice) -> list[str]:
+def describe_backbone(source: WeightsSource) -> list[str]:
     """Return what is known of a backbone's weights; nothing if they cannot be found out."""
     try:
-        weights = network.pretrained()
+        weights = source.pretrained()
     except InputError:  # which find_problems tells
         return []
     if weights is None:
-        return [f"backbone: {network.trunk}, random weights"]
+        return [f"backbone: {source.name}, random weights"]
     mean, std = (
         ", ".join(f"{value:.3g}" for value in values) for values in (weights.mean, weights.std)
     )
     return [
-        f"backbone: {network.trunk}, {weights}",
+        f"backbone: {source.name}, {weights}",
         f"photos are normalised by mean {mean} and standard deviation {std}",
     ]
 
 
-def find_problems(data: DataConfig | None, network: NetworkChoice, devices: int = 1) -> list[str]:
+def find_problems(data: DataConfig | None, source: WeightsSource, devices: int = 1) -> list[str]:
     """Return everything wrong with photos, tags, masks, weights and devices, one line each."""
     problems = []
     try:
@@ -54,7 +74,7 @@ def find_problems(data: DataConfig | None, network: NetworkChoice, devices: int 
     except InputError as error:
         problems.append(str(error))
     try:
-        if entry := network.pretrained():
+        if entry := source.pretrained():
             entry.load()
     except InputError as error:
         problems.append(str(error))
@@ -74,3 +94,17 @@ def raise_problems(problems: list[str], most: int = 20) -> None:
             + "\n  ".join(problems[:most])
             + rest
         )
+
+
+def ledger_of(source: WeightsSource, dataset: TaggedDataset, name: str) -> SupervisionLedger:
+    """Return what is learned from on tagged photos.
+
+    Args:
+        source (WeightsSource): Of the weights that training starts from, or that make the features.
+        dataset (TaggedDataset): The photos.
+        name (str): What they are called, see :attr:`DataConfig.name
+            <pgnn_geo.datasets.config.DataConfig.name>`.
+    """
+    entry = source.pretrained()
+    tags = getattr(dataset, "tag_source", "given")
+    return SupervisionLedger(tags=f"{tags} ({name})", weights=None if entry is None else str(entry))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from pgnn_geo.labels import AttentionStore
 from pgnn_geo.nn.backbones import Backbone
 from pgnn_geo.precision import Precision, default_device
 from pgnn_geo.ranks import ALONE, Ranks
+
+if TYPE_CHECKING:
+    from pgnn_geo.training.attention import AttentionTrainingConfig
 
 
 class StemDataset(Dataset[Any]):
@@ -146,19 +149,11 @@ class SeededGroups(Sampler[list[tuple[int, int]]]):
 
 
 def group_loader(
-    backbone: Backbone,
+    backbone: Backbone | None,
     dataset: TaggedDataset,
     stem_folder: Path,
-    *,
-    augment: str = "window",
-    size: int = 256,
-    window: float = 0.75,
-    group_size: int = 3,
-    groups_per_batch: int = 4,
-    seed: int = 0,
+    config: "AttentionTrainingConfig",
     epoch: int = 0,
-    precision: Precision = "auto",
-    workers: int = 1,
     progress: Progress = no_progress,
     ranks: Ranks = ALONE,
 ) -> DataLoader[Any]:
@@ -167,11 +162,11 @@ def group_loader(
     What it draws depends on the seed and the epoch alone, not on the number of workers.
 
     Args:
-        backbone (Backbone): Its frozen stages are run once with :obj:`augment="window"`.
+        backbone (Backbone, optional): Its frozen stages are run once with
+            :obj:`augment="window"`; of crops it is not needed.
         dataset (TaggedDataset): Photos with tags.
         stem_folder (Path): Where their outputs are kept.
-        augment, size, window, group_size, groups_per_batch, seed, precision, workers: See
-            :class:`~pgnn_geo.training.attention.AttentionTrainingConfig`.
+        config (AttentionTrainingConfig): How photos are seen and grouped.
         epoch (int): The epoch of the first iteration; a trainer sets the others.
             (default: :obj:`0`)
         progress (callable, optional): Progress display of the frozen stages.
@@ -182,15 +177,19 @@ def group_loader(
         InputError: If the data set has no tags, or the groups of a batch cannot be shared evenly.
     """
     tags = tags_of(dataset)
+    size, group_size, seed, workers = config.size, config.group_size, config.seed, config.workers
+    groups_per_batch = config.groups_per_batch
     if groups_per_batch % ranks.size:
         raise InputError(
             f"groups_per_batch={groups_per_batch} are shared by {ranks.size} processes: want a "
             "multiple of their number"
         )
-    if augment == "window":
+    if config.augment == "window":
+        assert backbone is not None
         views = (View(size), View(size, flip=True))
-        banks = stem_banks(backbone, dataset, stem_folder, views, precision, progress, ranks)
-        photos: StemDataset | TaggedDataset = StemDataset(dataset, tuple(banks.values()), window)
+        options = config.precision, progress, ranks
+        banks = stem_banks(backbone, dataset, stem_folder, views, *options).values()
+        photos: StemDataset | TaggedDataset = StemDataset(dataset, tuple(banks), config.window)
     else:
         photos = dataset.with_transform(TrainTransform(size))
     own = groups_per_batch // ranks.size

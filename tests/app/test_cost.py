@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from pgnn_geo.app.cli import main
-from pgnn_geo.app.config import LabelConfig, ModelConfig
+from pgnn_geo.app.config import LabelConfig
 from pgnn_geo.app.cost import Rates, StageCost, Work, describe_cost, measure_rates, predict_cost
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.features import FeatureBank, FrozenFeatureConfig
-from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.evidence import EvidenceConfig
+from pgnn_geo.nn.backbones import BackboneSource
 
 NETWORK = ("--network.backbone=vgg_tiny", "--network.weights=DEFAULT")
 SMALL = ("--features.size=64", "--evidence.iterations=5", "--evidence.positions=500")
@@ -124,8 +125,8 @@ def test_seconds_beside_a_run(tmp_path: Path) -> None:
     """Within the factor that docs/guide/cost.md states."""
     photos = Shapes(tmp_path / "photos", "train", num_images=(150, 1), size=128)
     features, labels = FrozenFeatureConfig(size=256), LabelConfig(refine="par")
-    network, config = ModelConfig("vgg_tiny"), EvidenceConfig()
-    work, rates = measure_rates(photos, network, features, config, labels)
+    source, config = BackboneSource("vgg_tiny", "DEFAULT"), EvidenceConfig()
+    work, rates = measure_rates(photos, source, features, config, labels)
     costs = {cost.stage: cost.seconds for cost in predict_cost(work, rates)}
     options = ["--segment=off", *NETWORK, f"--out={tmp_path / 'run'}"]
     main(["run", f"--root={tmp_path / 'photos'}", *options])

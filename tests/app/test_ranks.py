@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
@@ -28,6 +27,7 @@ from pgnn_geo.io.checkpoint import load_attention_model
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.nn import PGNN, DeepLabV2
 from pgnn_geo.ranks import BLOCKS, OtherRankError, Ranks, blocks
+from pgnn_geo.training.attention import AttentionTrainingConfig
 from pgnn_geo.training.stems import group_loader
 
 RUN = [
@@ -285,23 +285,18 @@ def test_groups_that_cannot_be_shared(shapes_root: Path, tmp_path: Path) -> None
     photos = Shapes(shapes_root, "train", num_images=(20, 10), size=64)
     network = PGNN("vgg_tiny", 5, weights=None, output_stride=8, layers=0)
     with pytest.raises(InputError, match="groups_per_batch=4 are shared by 3 processes"):
-        group_loader(network.backbone, photos, tmp_path, groups_per_batch=4, ranks=Ranks(0, 3))
+        config = AttentionTrainingConfig(groups_per_batch=4)
+        group_loader(network.backbone, photos, tmp_path, config, ranks=Ranks(0, 3))
     assert not any(tmp_path.iterdir())
 
 
 def test_groups_are_shared_as_they_are_drawn(shapes_root: Path, tmp_path: Path) -> None:
     photos = Shapes(shapes_root, "train", num_images=(20, 10), size=64)
-    network = PGNN("vgg_tiny", 5, weights=None, output_stride=8, layers=0)
+
+    config = AttentionTrainingConfig(augment="crop", size=32, workers=0)
 
     def drawn(ranks: Ranks) -> list[list[tuple[int, float]]]:
-        options: dict[str, Any] = {
-            "augment": "crop",
-            "size": 32,
-            "workers": 0,
-            "epoch": 1,
-            "ranks": ranks,
-        }
-        loader = group_loader(network.backbone, photos, tmp_path, **options)
+        loader = group_loader(None, photos, tmp_path, config, epoch=1, ranks=ranks)
         return [
             [*zip(batch["index"].tolist(), batch["image"].sum(dim=(1, 2, 3)).tolist(), strict=True)]
             for batch in loader

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pgnn_geo.app.cli import main
-from pgnn_geo.app.config import SegmentationNetworkConfig, SegmentConfig
+from pgnn_geo.app.config import SegmentConfig
 from pgnn_geo.app.stage2 import labelled_photos
 from pgnn_geo.datasets import Shapes, load_photo
 from pgnn_geo.datasets.config import DataConfig
@@ -215,7 +215,7 @@ def test_labels_without_a_record_are_of_unknown_origin(shapes_root, damaged, tmp
 
     (damaged / "labels.json").unlink()
     data = DataConfig("voc", str(shapes_root))
-    network = SegmentationNetworkConfig("vgg_tiny", None)
+    network = {"backbone": "vgg_tiny", "weights": None}
     config = SegmentConfig(data=data, labels=str(damaged), network=network)
     dataset, ledger = labelled_photos(config)
     assert ledger.to_list() == ["masks: label images of unknown origin (damaged)"]

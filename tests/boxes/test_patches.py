@@ -9,7 +9,7 @@ import torch
 
 from pgnn_geo.app import pipeline
 from pgnn_geo.app.cli import main
-from pgnn_geo.app.config import ModelConfig, RunConfig
+from pgnn_geo.app.config import RunConfig
 from pgnn_geo.boxes import (
     AttentionBoxes,
     BoxFile,
@@ -243,7 +243,7 @@ def test_without_a_graph_there_is_nothing_to_set_of_it(shapes_root, tmp_path, ca
 
 def test_the_patch_graph_is_there_if_it_is_asked_for(shapes_root):
     data = DataConfig("voc", str(shapes_root))
-    network = ModelConfig("vgg_tiny", None, layers=2, normalize="sinkhorn")
+    network = {"backbone": "vgg_tiny", "weights": None, "layers": 2, "normalize": "sinkhorn"}
     for patches_, layers in (("none", 0), ("grid", 2), (BoxConfig(top_k=4), 2)):
         config = RunConfig(data, "trained", network=network, patches=patches_)
         model = config.build_network("pgnn", 5)
@@ -260,15 +260,16 @@ def _no_opencv():
 
 
 def test_the_detector_of_a_run_has_its_backbone_and_seed(shapes_root):
-    network = ModelConfig("vgg_tiny", None, 1, 8)
+    of_backbone = {"backbone": "vgg_tiny", "weights": None, "freeze_stages": 1, "output_stride": 8}
     train = AttentionTrainingConfig(seed=3, workers=0, precision="32-true")
     data = DataConfig("voc", str(shapes_root))
-    config = RunConfig(data, "trained", network=network, train=train, patches=BoxConfig("detector"))
+    config = RunConfig(
+        data, "trained", network=of_backbone, train=train, patches=BoxConfig("detector")
+    )
     found = pipeline.detector_config(config)
     assert found.data == data and found.train.seed == 3 and found.train.workers == 0
     assert found.train.precision == found.boxes.precision == "32-true"
-    detector = found.network.build(5)
-    assert detector.backbone.frozen_stages == 1 and detector.backbone.output_stride == 8
+    assert found.network | of_backbone == found.network
 
 
 def test_boxes_of_a_detector_of_ones_own(shapes_root, photos, tmp_path, monkeypatch, capsys):
@@ -278,7 +279,7 @@ def test_boxes_of_a_detector_of_ones_own(shapes_root, photos, tmp_path, monkeypa
     def small(config):
         job = real(config)
         train = replace(job.train, epochs=1, sizes=(64,), max_proposals=50)
-        network = replace(job.network, hidden_channels=16, pool_size=2, refinements=1)
+        network = job.network | {"hidden_channels": 16, "pool_size": 2, "refinements": 1}
         return replace(job, train=train, network=network, proposals=ProposalConfig(side=64))
 
     monkeypatch.setattr(pipeline, "detector_config", small)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pgnn_geo.features import FeatureBank, ResidentFeatures, resident
-from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.evidence import EvidenceConfig
 from pgnn_geo.labels.frozen import fit_evidence
 
 

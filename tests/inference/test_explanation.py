@@ -15,9 +15,10 @@ from pgnn_geo.inference.explanation import (
 )
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.labels import MapConfig, attention_maps
-from pgnn_geo.labels.evidence_config import EvidenceConfig
-from pgnn_geo.labels.labeller import BackboneSource, Labeller
+from pgnn_geo.labels.evidence import EvidenceConfig
+from pgnn_geo.labels.labeller import Labeller
 from pgnn_geo.nn import PGNN, CongenericPropagation
+from pgnn_geo.nn.backbones import BackboneSource
 
 EVIDENCE = EvidenceConfig(
     evidence_penalty=1e-2, prototype_rounds=1, classifier_rounds=1, positions=2000, iterations=20

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from pgnn_geo.errors import InputError
-from pgnn_geo.labels.evidence import fit_tag_evidence, held_out_probabilities
-from pgnn_geo.labels.evidence_config import EvidenceConfig
+from pgnn_geo.labels.evidence import EvidenceConfig, fit_tag_evidence, held_out_probabilities
 from pgnn_geo.labels.frozen import EvidenceModel, fit_evidence
 from pgnn_geo.labels.position_classifier import Positions, fit_position_classifier
 from pgnn_geo.labels.propagation import complete, within

@@ -93,8 +93,8 @@ def test_precision_follows_the_machine(monkeypatch):
 def test_what_photos_are_looked_up_by_stays_here(shapes, tmp_path):
     """A device that holds no values stands for a GPU, from which they would be waited for."""
     for augment, place in (("window", "window"), ("crop", "crop")):
-        options = {"augment": augment, "size": 32, "groups_per_batch": 2, "workers": 0}
-        batch = next(iter(group_loader(tiny().backbone, shapes, tmp_path, **options)))
+        config = replace(CONFIG, augment=augment, size=32, groups_per_batch=2, workers=0)
+        batch = next(iter(group_loader(tiny().backbone, shapes, tmp_path, config)))
         module = AttentionModule(tiny(), CONFIG)
         moved = module.transfer_batch_to_device(batch, torch.device("meta"), 0)
         assert moved.keys() == batch.keys()

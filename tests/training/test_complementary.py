@@ -9,11 +9,12 @@ from rich.console import Console
 from pgnn_geo.datasets import Shapes
 from pgnn_geo.errors import InputError
 from pgnn_geo.labels import AttentionStore
+from pgnn_geo.losses import SoftComplementaryLoss
 from pgnn_geo.nn import PGNN
 from pgnn_geo.nn.decoder import activate
 from pgnn_geo.training import attention
 from pgnn_geo.training.attention import AttentionTrainingConfig, train_attention
-from pgnn_geo.training.complementary import ComplementaryConfig, PreviousMaps, complementary_terms
+from pgnn_geo.training.complementary import PreviousMaps, complementary_terms
 from pgnn_geo.training.stems import photo_view
 
 CONFIG = AttentionTrainingConfig(
@@ -69,7 +70,7 @@ def check(model, steps, mode, config):
     for epoch, loss, terms in steps:
         assert all(map(math.isfinite, [loss, *terms.values()]))
         assert set(terms) == {"loss", *TERMS}
-        if epoch < config.complementary_loss.warmup:
+        if epoch < config.complementary_loss["warmup"]:
             assert terms["destroy"] == terms["preserve"] == terms["area"] == 0
         elif mode == "paper":
             assert terms["destroy"] < 0
@@ -101,7 +102,7 @@ def test_without_a_graph_and_of_crops(shapes, tmp_path, steps, mode, augment):
 
 
 def test_weights_of_zero_are_plain_classification(shapes, tmp_path, steps):
-    zero = ComplementaryConfig(destroy=0, preserve=0, smoothness=0, area=0)
+    zero = {"weights": (0, 0, 0, 1), "area": 0}
     train_attention(tiny(), shapes, tmp_path / "zero", replace(CONFIG, complementary_loss=zero))
     losses = [loss for _, loss, _ in steps]
     steps.clear()
@@ -138,7 +139,7 @@ class Batch:
         self.output = self.model.forward_features(self.features, self.batch["group"])
 
     def terms(self, mode, previous=None, **options):
-        loss = ComplementaryConfig(warmup=0, **options).build(mode)
+        loss = SoftComplementaryLoss(mode, warmup=0, **options)
         arguments = (self.batch, self.features, self.output, 1, previous, 3)
         return complementary_terms(loss, self.model, *arguments)
 
@@ -191,7 +192,7 @@ def run_epoch(previous, epoch, write):
 
 
 def test_maps_of_an_epoch_are_read_in_the_next(shapes, tmp_path):
-    previous = PreviousMaps(shapes, 4, ComplementaryConfig(policy="max"), tmp_path / "p")
+    previous = PreviousMaps(shapes, 4, tmp_path / "p", policy="max")
     image = shapes.image_ids[0]
 
     def write(value):
@@ -220,7 +221,7 @@ def test_erase_masks_what_was_found_before_and_keeps_what_it_finds(shapes, tmp_p
     step = Batch()
     tagged = shapes.with_transform(None)
     tagged.tags = torch.ones_like(shapes.tags)
-    previous = PreviousMaps(tagged, 3, ComplementaryConfig(), tmp_path)
+    previous = PreviousMaps(tagged, 3, tmp_path)
     left = torch.zeros(6, 5, 8, 8)
     left[..., :4] = 1
     run_epoch(previous, 0, lambda p: p.write.write(torch.arange(6), left))
@@ -258,7 +259,7 @@ def test_every_photo_is_kept_once_an_epoch(shapes, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("policy", ["last", "max", "ema"])
 def test_a_run_that_erases_goes_on_bit_for_bit(shapes, tmp_path, killed_at, policy):
-    loss = ComplementaryConfig(policy=policy)
+    loss = {"policy": policy}
     config = replace(CONFIG, complementary="erase", complementary_loss=loss)
     whole = train_attention(tiny(), shapes, tmp_path / "whole", config).state_dict()
 
@@ -280,9 +281,13 @@ def test_views_of_windows_and_crops():
     assert index.tolist() == [1, 0] and flip.tolist() == [True, False]
 
 
-@pytest.mark.parametrize("wrong", [{"threshold": "none"}, {"destroy": -1.0}])
+@pytest.mark.parametrize("wrong", [{"threshold": "none"}, {"weights": (-1.0, 1, 1, 1)}])
 def test_bad_parameters_are_told_before_any_work(shapes, tmp_path, wrong):
-    config = replace(CONFIG, complementary_loss=ComplementaryConfig(**wrong))
+    config = replace(CONFIG, complementary_loss=wrong)
     with pytest.raises(InputError, match=r"threshold=|weights="):
         train_attention(tiny(), shapes, tmp_path, config)
+    with pytest.raises(InputError, match=r"omega='steep'.*want float"):
+        replace(CONFIG, complementary_loss={"omega": "steep"})
+    with pytest.raises(InputError, match=r"policy='mean'.*'last', 'max', 'ema'"):
+        replace(CONFIG, complementary_loss={"policy": "mean"})
     assert not (tmp_path / "stems").exists()

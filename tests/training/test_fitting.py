@@ -11,10 +11,10 @@ from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader
 
-from pgnn_geo.boxes.detection import DetectorNetworkConfig
 from pgnn_geo.datasets import Shapes, TaggedDataset
 from pgnn_geo.errors import InputError
 from pgnn_geo.features import View, photo_batches
+from pgnn_geo.nn.backbones import BackboneSource
 from pgnn_geo.training import fitting
 from pgnn_geo.training.callbacks import EpochLine
 from pgnn_geo.training.preflight import find_problems
@@ -76,7 +76,7 @@ def test_an_epoch_line_goes_to_other_processes():
 
 def test_too_many_devices_are_found_before_any_work(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    network = DetectorNetworkConfig("vgg_tiny", weights=None)
-    assert find_problems(None, network, devices=2) == []
-    (problem,) = find_problems(None, network, devices=3)
+    source = BackboneSource("vgg_tiny", None)
+    assert find_problems(None, source, devices=2) == []
+    (problem,) = find_problems(None, source, devices=3)
     assert problem.startswith("devices=3: want 1 to 2")

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pgnn_geo.features.bank import FeatureBank
 from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.labels import AttentionStore
 from pgnn_geo.nn import build_backbone
+from pgnn_geo.training.attention import AttentionTrainingConfig
 from pgnn_geo.training.stems import (
     StemDataset,
     empty_store,
@@ -22,7 +24,8 @@ from pgnn_geo.training.stems import (
     with_boxes,
 )
 
-OPTIONS = {"size": 32, "groups_per_batch": 2, "workers": 0, "precision": "32-true"}
+CONFIG = AttentionTrainingConfig(size=32, groups_per_batch=2, workers=0, precision="32-true")
+CROPS = replace(CONFIG, augment="crop")
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +171,7 @@ def test_a_batch_without_boxes_is_the_batch(shapes):
 
 
 def test_the_crop_in_the_photo_is_what_the_image_shows(shapes, tmp_path):
-    loader = group_loader(None, shapes, tmp_path, augment="crop", **OPTIONS)
+    loader = group_loader(None, shapes, tmp_path, CROPS)
     sizes = torch.stack([shapes[i]["size"] for i in range(len(shapes))])
     for batch in loader:
         index, crop, flip = photo_view(batch, sizes)
@@ -182,8 +185,8 @@ def test_draws_depend_on_seed_and_epoch_alone(shapes, tmp_path, augment):
 
     def draw(epoch, **options):
         torch.manual_seed(epoch + 17)
-        arguments = {**OPTIONS, "augment": augment, **options}
-        loader = group_loader(backbone, shapes, tmp_path, epoch=epoch, **arguments)
+        config = replace(CONFIG, augment=augment, **options)
+        loader = group_loader(backbone, shapes, tmp_path, config, epoch)
         if augment == "window":
             return torch.cat([batch["stem"] for batch in loader])
         return torch.cat([batch["image"].as_subclass(torch.Tensor) for batch in loader])
@@ -193,7 +196,7 @@ def test_draws_depend_on_seed_and_epoch_alone(shapes, tmp_path, augment):
     assert first.shape == draw(1).shape and not torch.equal(draw(1), first)
     assert not torch.equal(draw(0, seed=1), first)
 
-    loader = group_loader(backbone, shapes, tmp_path, **{**OPTIONS, "augment": augment})
+    loader = group_loader(backbone, shapes, tmp_path, replace(CONFIG, augment=augment))
     list(loader)
     loader.batch_sampler.sampler.set_epoch(1)  # as a trainer does
     name = "stem" if augment == "window" else "image"
@@ -202,7 +205,7 @@ def test_draws_depend_on_seed_and_epoch_alone(shapes, tmp_path, augment):
 
 
 def test_drawing_leaves_the_global_generator_alone(shapes, ramps, tmp_path):
-    loader = group_loader(None, shapes, tmp_path, augment="crop", **OPTIONS)
+    loader = group_loader(None, shapes, tmp_path, CROPS)
     state = torch.get_rng_state()
     loader.dataset[(0, 3)]
     assert torch.equal(torch.get_rng_state(), state)
@@ -215,7 +218,7 @@ def test_input_errors(shapes, ramps, tmp_path):
     untagged.tags = None
     for make in (
         lambda: StemDataset(untagged, ramps),
-        lambda: group_loader(None, untagged, tmp_path, **OPTIONS),
+        lambda: group_loader(None, untagged, tmp_path, CROPS),
         lambda: empty_store(tmp_path / "s", untagged),
     ):
         with pytest.raises(InputError, match="needs image tags"):

@@ -1,11 +1,13 @@
 """Backbones by name: what can be chosen, with which weights, and how it is built."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torchvision
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torchvision.models import WeightsEnum
 
 from pgnn_geo.errors import InputError
@@ -173,3 +175,38 @@ def build_backbone(
     stride = backbone.largest_stride if output_stride is None else output_stride
     backbone.set_output_stride(stride).freeze(freeze_stages)
     return backbone if chosen is None else backbone.freeze_norms()
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out what :mod:`torch.nn.init` does: weights that are read take its place.
+
+    Of a VGG-16, built with its classifier, that takes longer than all the rest.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if kwargs and "tensor" in kwargs else args[0]
+        return func(*args, **(kwargs or {}))
+
+
+class BackboneSource(NamedTuple):
+    """Where a backbone comes from."""
+
+    name: BackboneName
+    weights: str | None  #: see :func:`resolve_weights`; a saved model without a name has its own
+
+    def pretrained(self) -> PretrainedWeights | None:
+        """Return what is known of its weights; nothing is loaded."""
+        return resolve_weights(self.name, self.weights)
+
+    def build(self) -> Backbone:
+        """Build it, ready to be asked for features."""
+        with nullcontext() if self.weights is None else _NothingDrawn():
+            return build_backbone(self.name, self.weights, output_stride=None).eval()
+
+    def kept(self) -> "BackboneSource":
+        """Return what stands for it in a folder: weights of a file are of nobody else's name."""
+        nameless = self.weights is not None and is_file(self.weights)
+        return self._replace(weights=None) if nameless else self
