@@ -44,7 +44,7 @@ def labels(photos: Shapes, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def boxes_of(photos: Shapes, numbers: list[int]) -> dict[str, Any]:
     """COCO records with a box around each class of some photos."""
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     for i in numbers:
         mask = photos.read_mask(i)
         for k in set(mask.unique().tolist()) - {0, IGNORE}:
