@@ -320,7 +320,7 @@ LAUGHS = "a0: &a0 [x, x]\n" + "".join(
         (
             "--recipe",
             "network: {{class_path: os.mkdir, init_args: {{path: {0}}}}}",
-            "not accepted as class_path",
+            "does not accept option 'network.init_args.path'",
         ),
         ("--recipe", LAUGHS, "has the alias *a0"),
         ("--config", LAUGHS, "has the alias *a0"),
