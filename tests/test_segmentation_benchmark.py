@@ -170,4 +170,6 @@ def test_a_setting_that_there_is_not(shapes_root: Path, tmp_path: Path, capsys) 
             *("--root", shapes_root, "--split", "train", "--out", tmp_path / "out"),
             *("--settings", '{"slow": {"rate": 1}}'),
         )
-    assert "rate: want some of head, normalize, freeze_stages" in capsys.readouterr().err
+    assert (
+        "rate: want some of head, normalize, propagation, freeze_stages" in capsys.readouterr().err
+    )

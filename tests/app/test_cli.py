@@ -319,12 +319,6 @@ def damage_untagged(root):
     return "train_00000 has no tags"
 
 
-def damage_duplicate_row(root):
-    path = root / "image_labels.csv"
-    path.write_text(path.read_text() + "train_00001,fish\n")
-    return "train_00001"
-
-
 def damage_missing_row(root):
     path = root / "image_labels.csv"
     path.write_text("\n".join(x for x in path.read_text().splitlines() if "train_00003" not in x))

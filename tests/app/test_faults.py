@@ -12,12 +12,7 @@ import pytest
 
 from pgnn_geo.app import labelling, pipeline
 from pgnn_geo.app.cli import main
-from pgnn_geo.app.config import RunConfig
-from pgnn_geo.boxes.config import BoxConfig
-from pgnn_geo.datasets.config import DataConfig
-from pgnn_geo.errors import InputError
 from pgnn_geo.features import frozen
-from pgnn_geo.ranks import Ranks
 
 RUN = [
     *("--network.backbone=vgg_tiny", "--features.size=64", "--segment=off", "--baseline=true"),
@@ -123,11 +118,3 @@ def test_a_folder_that_cannot_be_written(
     options = RUN if name == "run" else [f"--labels={masks}"]
     line = failed([name, f"--root={shapes_root}", f"--out={place}", *options], capsys)
     assert line.startswith("pgnn-geo: error:") and str(tmp_path / "file") in line
-
-
-def test_boxes_in_several_processes_say_what_to_do(shapes_root: Path, tmp_path: Path) -> None:
-    photos = DataConfig("voc", str(shapes_root), "train")
-    config = RunConfig(photos, "trained", segment=None, patches=BoxConfig())
-    with pytest.raises(InputError, match="one process, not in 2: start it without torchrun"):
-        pipeline.run(config, tmp_path / "run", ranks=Ranks(0, 2))
-    assert not (tmp_path / "run").exists()
