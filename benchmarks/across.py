@@ -30,20 +30,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import yaml
 from _across_graphs import Draw, Edges, Gate, Graph, Layer, Linear, Memory
 from _paired import paired_difference
-from missing_tags import reduced
-from stage1 import values
+from missing_tags import inputs
 from torch import Tensor
 
-from pgnn_geo.app.config import NETWORK
-from pgnn_geo.app.recipes import recipe_file
 from pgnn_geo.datasets import TaggedDataset
-from pgnn_geo.datasets.config import DataConfig
-from pgnn_geo.features import FrozenFeatureConfig, frozen_features
 from pgnn_geo.io.files import atomic_write
-from pgnn_geo.io.run_folder import progress
 from pgnn_geo.labels.evidence import EvidenceConfig
 from pgnn_geo.labels.frozen import EvidenceModel, fit_evidence
 from pgnn_geo.labels.objectness import fit_objectness, on_objects
@@ -51,7 +44,6 @@ from pgnn_geo.labels.position_classifier import confident_labels
 from pgnn_geo.labels.propagation import complete
 from pgnn_geo.labels.tagged_maps import TaggedMaps
 from pgnn_geo.metrics import ConfusionMatrix
-from pgnn_geo.nn.backbones import build_backbone
 from pgnn_geo.nn.propagation import centered_unit
 
 EVERY = 4  #: pixels of a mask
@@ -233,22 +225,9 @@ def main() -> None:
     cli.add_argument("--directions", type=int, default=256)
     cli.add_argument("--backbone", default="vgg16")
     cli.add_argument("--out", type=Path, required=True)
+    cli.set_defaults(without=None)
     args = cli.parse_args()
-    recipe = yaml.safe_load(recipe_file([f"--recipe={args.recipe}"]).read_text())
-    frozen = FrozenFeatureConfig(**recipe.get("features", {}))
-    config = EvidenceConfig(**{**recipe.get("evidence", {}), **values(args.set)})
-    parts = [
-        DataConfig("voc", args.root, split, args.classes).build(with_masks=not i)
-        for i, split in enumerate([args.split, *args.also])
-    ]
-    assert all(part.tags is not None for part in parts)
-    tags = torch.cat([part.tags for part in parts if part.tags is not None]).bool()
-    backbone = build_backbone(args.backbone, NETWORK.defaults["weights"])
-    banks = [
-        frozen_features(backbone, part, args.out / f"features-{i}", frozen, progress)
-        for i, part in enumerate(parts)
-    ]
-    features = reduced(banks, args.directions)
+    parts, tags, features, config, _ = inputs(args)
 
     file = args.out / "across.json"
     done: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}

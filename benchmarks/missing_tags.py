@@ -21,7 +21,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +83,33 @@ def reduced(banks: Sequence[Any], directions: int) -> Tensor:
     return torch.cat([(rows_of(part) @ axes).movedim(-1, 1) for part in small.split(16)])
 
 
+class Inputs(NamedTuple):
+    """What a measurement on frozen features starts from."""
+
+    parts: list[TaggedDataset]  #: the photos that are measured, and those that join the fit
+    tags: Tensor  #: of all of them :math:`(M, K)`, bool
+    features: Tensor  #: see :func:`reduced`
+    evidence: EvidenceConfig  #: that of the recipe, with the values of --set
+    background: float | None  #: the recipe's score
+
+
+def inputs(args: argparse.Namespace) -> Inputs:
+    """Read the recipe and the photos that options name, and compute features once."""
+    recipe = yaml.safe_load(recipe_file([f"--recipe={args.recipe}"]).read_text())
+    frozen = FrozenFeatureConfig(**recipe.get("features", {}))
+    parts = photos_of(args)
+    assert all(part.tags is not None for part in parts)
+    tags = torch.cat([part.tags for part in parts if part.tags is not None]).bool()
+    backbone = build_backbone(args.backbone, NETWORK.defaults["weights"])
+    banks = [
+        frozen_features(backbone, part, args.out / f"features-{k}", frozen, progress)
+        for k, part in enumerate(parts)
+    ]
+    evidence = EvidenceConfig(**{**recipe.get("evidence", {}), **values(args.set)})
+    score = LabelConfig(**recipe.get("labels", {})).background
+    return Inputs(parts, tags, reduced(banks, args.directions), evidence, score)
+
+
 def dropped(tags: Tensor, share: float, seed: int) -> Tensor:
     """Tags of which a share is missing; each photo keeps one."""
     kept, pairs = tags.bool().clone(), tags.nonzero()
@@ -115,20 +142,9 @@ def main() -> None:
     cli.add_argument("--backbone", default="vgg16")
     cli.add_argument("--out", type=Path, required=True)
     args = cli.parse_args()
-    recipe = yaml.safe_load(recipe_file([f"--recipe={args.recipe}"]).read_text())
-    frozen = FrozenFeatureConfig(**recipe.get("features", {}))
-    plain = EvidenceConfig(**{**recipe.get("evidence", {}), **values(args.set)})
-    score = LabelConfig(**recipe.get("labels", {})).background
-    parts = photos_of(args)
+    parts, tags, features, plain, score = inputs(args)
     measured = parts[0]
-    assert all(part.tags is not None for part in parts)
-    tags = torch.cat([part.tags for part in parts if part.tags is not None]).bool()
-    backbone = build_backbone(args.backbone, NETWORK.defaults["weights"])
-    banks = [
-        frozen_features(backbone, part, args.out / f"features-{k}", frozen, progress)
-        for k, part in enumerate(parts)
-    ]
-    features, count = reduced(banks, args.directions), len(measured)
+    count = len(measured)
     truth = [measured.read_mask(i) for i in range(count)]
 
     def measure(seed: int, config: EvidenceConfig) -> dict[str, float]:

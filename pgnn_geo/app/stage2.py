@@ -152,8 +152,6 @@ def _check(config: SegmentConfig, ranks: Ranks) -> None:
         maps_beside(Path(config.labels), dataset)
     if config.true_masks:
         choose_photos(dataset, config.data, config.true_masks)
-    if config.drawn is not None:
-        read_drawn(dataset, Path(config.drawn))
 
 
 def labelled_photos(config: SegmentConfig) -> tuple[TaggedDataset, SupervisionLedger]:

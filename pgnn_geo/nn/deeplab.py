@@ -97,8 +97,8 @@ def compared_features(levels: Sequence[Tensor]) -> Tensor:
     have most in common, and what tells one from the other is the rest.
 
     Args:
-        levels (sequence of torch.Tensor): Outputs of stages; each is brought to the size of the
-            last.
+        levels (sequence of torch.Tensor): Outputs :math:`(B, C_l, h_l, w_l)` of stages; each is
+            brought to the size of the last.
     """
     height, width = levels[-1].shape[-2:]
     same = [
