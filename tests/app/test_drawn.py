@@ -98,6 +98,9 @@ def test_boxes_hold_labels(photos: Shapes, labels: Path, shapes_root: Path, tmp_
             x, y, width, height = each["bbox"]
             outside[y : y + height, x : x + width] = False
         assert (result[outside] == 0).all() and outside.any()
+        # Inside, every label is kept or left open: the left half is labelled all over.
+        half = ~outside[:, :32]
+        assert (result[:, :32][half] != 0).all()
         if 1 not in mask:  # all labels are 1: none is of the class of a box
             assert set(result.unique().tolist()) <= {0, IGNORE}
     assert "boxes: drawn in 3 photos (boxes.json)" in str(metrics["supervision"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pgnn_geo.app.cli import main
-from pgnn_geo.app.config import SegmentConfig
+from pgnn_geo.app.config import SegmentConfig, Stage2Config
 from pgnn_geo.app.stage2 import labelled_photos
 from pgnn_geo.datasets import Shapes, load_photo
 from pgnn_geo.datasets.config import DataConfig
@@ -22,6 +22,7 @@ from pgnn_geo.io.ledger import SupervisionLedger
 from pgnn_geo.io.masks import load_mask, save_maps, save_mask
 from pgnn_geo.metrics import ConfusionMatrix
 from pgnn_geo.nn import TorchvisionSegmentation
+from pgnn_geo.training.segmentation_config import RECIPES
 
 TINY = [
     "--network.backbone=vgg_tiny",
@@ -335,3 +336,17 @@ def test_true_masks_of_some_photos(shapes_root, labels, tmp_path, capsys):
     shutil.rmtree(voc / "SegmentationClass")
     assert "no true masks" in error_of(capsys, *bad, f"--root={voc}", "--true_masks=0.25")
     assert not (tmp_path / "bad").exists()
+
+
+def test_the_network_of_a_recipe_has_what_the_recipe_says():
+    train = RECIPES["short"].changed(freeze_stages=1)
+    tiny = {"backbone": "vgg_tiny", "weights": None, "hidden_channels": 8}
+    network = Stage2Config(network=tiny, train=train).build_network(3)
+    assert network.propagation == train.propagation == 1.0
+    assert network.head.normalize and network.num_classes == 3
+    assert (
+        Stage2Config(network=tiny, train=train.changed(propagation=None))
+        .build_network(3)
+        .propagation
+        is None
+    )
